@@ -1,7 +1,7 @@
 """Train a small SAM from nothing: the checkpoint in ``examples/assets/small-sam``, or a larger one of your own.
 
-    python examples/pretrain_small_sam.py --photos coco128 --output runs/small-sam
-    torchrun --nproc-per-node 2 examples/pretrain_small_sam.py --photos coco128 --output runs/small-sam
+    python examples/pretrain_small_sam.py --photos coco128 --cutouts stamps --output runs/small-sam
+    torchrun --nproc-per-node 2 examples/pretrain_small_sam.py --photos coco128 --cutouts stamps --output runs/small-sam
 
 The first line trains in one process, on a GPU if there is one; the second in two, which on a CPU is quicker than two
 threads. It draws synthetic scenes, trains on them and on the photos, if given, and writes to ``--output``:
@@ -12,8 +12,9 @@ threads. It draws synthetic scenes, trains on them and on the photos, if given, 
     checkpoint/         for ``SamModel.from_pretrained`` and ``SamProcessor.from_pretrained``
 
 Photos are a folder in COCO's layout: ``train2017/*.jpg`` and ``annotations/instances_train2017.json`` (coco128 holds 96
-of them). ``--recipe`` names a JSON with other settings, the size of the model among them; ``docs/small-sam.md`` says
-what the training does, how long it takes, and what a larger one needs.
+of them). Cut-outs are PNGs of objects on a transparent ground. ``--recipe`` names a JSON with other settings, the size
+of the model among them; ``docs/small-sam.md`` says what the training does, how long it takes, and what a larger one
+needs.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from pretraining.checkpoint import export
+from pretraining.cutouts import load_cutouts
 from pretraining.evaluation import HeldOut, baselines, hold_out
 from pretraining.recipe import Recipe
 from pretraining.samples import Photo, load_photos
@@ -50,6 +52,13 @@ class Arguments:
             "drawings only."
         },
     )
+    cutouts: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of PNGs, at any depth, each an object on a transparent ground: two scenes in five are made "
+            "of them."
+        },
+    )
     recipe: str | None = field(default=None, metadata={"help": "JSON of settings that differ from the defaults."})
     resume: bool = field(default=False, metadata={"help": "Go on from the state in --output."})
     until: int | None = field(default=None, metadata={"help": "Stop at this step, to go on later."})
@@ -66,7 +75,8 @@ def main(arguments: Arguments) -> None:
     output = Path(arguments.output)
     prepare(output, recipe, resume=arguments.resume)
     photos, held_out_photos = split_photos(recipe, arguments.photos)
-    scenes, held_out_scenes = draw_scenes(recipe, output, photos, arguments.scene_processes)
+    cutouts = load_cutouts(Path(arguments.cutouts)) if arguments.cutouts else []
+    scenes, held_out_scenes = draw_scenes(recipe, output, photos, cutouts, arguments.scene_processes)
     size = recipe.architecture.image_size
     held_out = {"synthetic": whole_pictures(held_out_scenes, size), "photos": whole_pictures(held_out_photos, size)}
     held_out = {name: pictures for name, pictures in held_out.items() if pictures}
@@ -77,7 +87,8 @@ def main(arguments: Arguments) -> None:
         trainer.resume()
     say(
         f"{sum(value.numel() for value in trainer.model.parameters()) / 1e6:.2f} M parameters on {device}, "
-        f"{len(scenes)} scenes, {len(photos)} photos, steps {trainer.step} to {arguments.until or recipe.steps}"
+        f"{len(scenes)} scenes, {len(cutouts)} cut-outs, {len(photos)} photos, steps {trainer.step} to "
+        f"{arguments.until or recipe.steps}"
     )
     for name, pictures in held_out.items():
         scores = baselines(pictures)
@@ -129,15 +140,17 @@ def split_photos(recipe: Recipe, folder: str | None) -> tuple[list[Photo], list[
     return chosen[recipe.held_out_photos :], chosen[: recipe.held_out_photos]
 
 
-def draw_scenes(recipe: Recipe, output: Path, photos: list[Photo], processes: int) -> tuple[list[Scene], list[Scene]]:
+def draw_scenes(
+    recipe: Recipe, output: Path, photos: list[Photo], cutouts: list[np.ndarray], processes: int
+) -> tuple[list[Scene], list[Scene]]:
     """Scenes to train on and scenes to score on; the first process draws them while the others wait."""
     textures = [photo.image for photo in photos]
     count = recipe.scenes + recipe.held_out_scenes
     if is_first():
-        stored_scenes(output, recipe.seed, count, textures, processes)
+        stored_scenes(output, recipe.seed, count, textures, cutouts, processes)
     if dist.is_initialized():
         dist.barrier()
-    scenes = stored_scenes(output, recipe.seed, count, textures)
+    scenes = stored_scenes(output, recipe.seed, count, textures, cutouts)
     return scenes[: recipe.scenes], scenes[recipe.scenes :]
 
 

@@ -47,6 +47,8 @@ class Recipe:
         held_out_photos: Number of photos that only score.
         box_only: Steps before points and several masks per prompt join in.
         learning_rate: AdamW's learning rate, as points (step, rate) with straight lines between them.
+        muon: Muon's rate as a multiple of that; Muon trains the matrices and kernels inside the model, AdamW its
+            vectors, embeddings and the patch projection.
         weight_decay: On matrices and kernels; vectors have none.
         average: Decay of the running average of the weights, which is what is scored and shipped, as pairs
             (first step, decay).
@@ -74,6 +76,7 @@ class Recipe:
         (1915, 2.5e-4),
         (2140, 0.0),
     )
+    muon: float = 2.0
     weight_decay: float = 0.03
     average: tuple[tuple[int, float], ...] = ((0, 0.998), (1250, 0.99))
     offset: tuple[tuple[int, float], ...] = ((0, 0.0), (2000, 0.6))

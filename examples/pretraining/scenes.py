@@ -12,6 +12,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter
 
+from pretraining import cutouts as cut_out
 from pretraining import shapes, textures
 
 KINDS = ("mixed", "crowd", "blocks", "few", "small")
@@ -32,9 +33,21 @@ class Scene:
     labels: np.ndarray
 
 
-def make_scene(seed: int, number: int, photos: Sequence[np.ndarray] = (), side: int = SIDE) -> Scene:
-    """Scene ``number`` of the series ``seed``; ``photos`` (uint8 RGB) lend textures and backgrounds."""
+def make_scene(
+    seed: int,
+    number: int,
+    photos: Sequence[np.ndarray] = (),
+    cutouts: Sequence[np.ndarray] = (),
+    side: int = SIDE,
+) -> Scene:
+    """Scene ``number`` of the series ``seed``.
+
+    ``photos`` (uint8 RGB) lend textures and backgrounds, ``cutouts`` (uint8 RGBA) are the objects of two scenes in
+    five.
+    """
     rng = np.random.default_rng([seed, number])
+    if len(cutouts) and rng.random() < 0.4:
+        return _assembled(rng, side, photos, cutouts)
     kind = KINDS[rng.choice(len(KINDS), p=[0.3, 0.2, 0.15, 0.2, 0.15])]
     canvas = _background(rng, side, photos)
     labels = np.zeros((side, side), np.uint8)
@@ -47,6 +60,36 @@ def make_scene(seed: int, number: int, photos: Sequence[np.ndarray] = (), side: 
         parts = style.outline(rng, side)
         drawn = _draw(rng, canvas, labels, parts, style, photos, 0 if clutter else label + 1)
         label += int(drawn and not clutter)
+    return Scene(_photograph(rng, canvas), labels)
+
+
+def _assembled(rng: Generator, side: int, photos: Sequence[np.ndarray], cutouts: Sequence[np.ndarray]) -> Scene:
+    """Photographed objects over a background, some behind others."""
+    canvas = _background(rng, side, photos, photo_share=0.7)
+    labels = np.zeros((side, side), np.uint8)
+    low, high, count = [(10, 50, 30), (20, 110, 16), (60, 220, 8)][rng.integers(3)]
+    herd = cutouts[rng.integers(len(cutouts))] if rng.random() < 0.25 else None  # many of one kind
+    blur = rng.choice([0.0, 0.0, rng.uniform(0, 1.0)])
+    label = 0
+    for _ in range(rng.integers(count // 3, count + 1)):
+        longest = np.exp(rng.uniform(np.log(low), np.log(high)))
+        chosen = cutouts[rng.integers(len(cutouts))] if herd is None else herd
+        colours, cover = cut_out.placed(rng, chosen, longest)
+        if blur:
+            cover = _soften(cover, blur)
+        height, width = cover.shape
+        x, y = (int(value) for value in rng.uniform(-0.15, 1.0, 2) * side - [width * 0.2, height * 0.2])
+        left, top, right, bottom = max(x, 0), max(y, 0), min(x + width, side), min(y + height, side)
+        if right - left < 3 or bottom - top < 3:
+            continue
+        part = (slice(top - y, bottom - y), slice(left - x, right - x))
+        below, inside = labels[top:bottom, left:right], cover[part] > 0.5
+        if inside.sum() < 12 or (below[inside] > 0).mean() > 0.6:
+            continue
+        region = canvas[top:bottom, left:right]
+        region += cover[part][..., None] * (colours[part] - region)
+        label += 1
+        below[inside] = label
     return Scene(_photograph(rng, canvas), labels)
 
 
@@ -95,8 +138,8 @@ class _Style:
         return shapes.place(parts, radius, turn, squeeze, (float(centre[0]), float(centre[1])))
 
 
-def _background(rng: Generator, side: int, photos: Sequence[np.ndarray]) -> np.ndarray:
-    if len(photos) and rng.random() < 0.35:
+def _background(rng: Generator, side: int, photos: Sequence[np.ndarray], photo_share: float = 0.35) -> np.ndarray:
+    if len(photos) and rng.random() < photo_share:
         canvas = textures.photo_patch(rng, side, side, photos).copy()
         return canvas * rng.uniform(0.4, 1) + rng.uniform(0, 0.3)
     canvas = textures.surface(rng, side, side, rng.uniform(0, 1, 3), rng.uniform(0, 0.2), photos).copy()

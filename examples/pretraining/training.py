@@ -18,6 +18,7 @@ from transformers import SamModel
 from pretraining.evaluation import HeldOut, mean_iou
 from pretraining.losses import mask_iou, total_loss
 from pretraining.model import new_model, predict_tile
+from pretraining.muon import Muon
 from pretraining.recipe import Phase, Recipe
 from pretraining.samples import Photo, Samples
 from pretraining.scenes import Scene
@@ -49,16 +50,7 @@ class Trainer:
         self.model = new_model(recipe.architecture, recipe.seed).to(self.device).train()
         self.parameters = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         self.average = {name: value.detach().clone() for name, value in self.parameters.items()}
-        matrices = [value for value in self.parameters.values() if value.ndim > 1]
-        vectors = [value for value in self.parameters.values() if value.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": recipe.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=recipe.rate(0),
-            betas=(0.9, 0.98),
-        )
+        self.muon, self.adamw = optimizers(self.parameters, recipe)
         self.step = 0
         self.processes = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
@@ -113,7 +105,7 @@ class Trainer:
         return DataLoader(samples, share, sampler=order, num_workers=self.workers)
 
     def _update(self, phase: Phase, batch: dict[str, Tensor]) -> tuple[float, float]:
-        """One step of AdamW; the loss and the mean IoU of the batch before it."""
+        """One step of both optimizers; the loss and the mean IoU of the batch before it."""
         rng = np.random.default_rng([self.recipe.seed, 1, self.step])
         room = (self.recipe.architecture.image_size - phase.size) // self.recipe.architecture.patch_size
         left, top = (int(value) for value in rng.integers(0, room + 1, 2))
@@ -126,13 +118,16 @@ class Trainer:
         )
         offset = self.recipe.logit_offset(self.step)
         loss = total_loss(logits, quality, batch["masks"], batch["boxes"], batch["weights"], phase.size, offset)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.rate(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
+        rate = self.recipe.rate(self.step)
+        for optimizer, factor in ((self.muon, self.recipe.muon), (self.adamw, 1.0)):
+            for group in optimizer.param_groups:
+                group["lr"] = factor * rate
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._share_gradients()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
-        self.optimizer.step()
+        self.muon.step()
+        self.adamw.step()
         decay = self.recipe.average_decay(self.step)
         with torch.no_grad():
             for name, value in self.parameters.items():
@@ -176,11 +171,11 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state, whole or not at all."""
-        save_state(self.state_file, self.step, self.parameters, self.average, self.optimizer)
+        save_state(self.state_file, self.step, self.parameters, self.average, (self.muon, self.adamw))
 
     def resume(self) -> None:
         """Go back to the saved state; the log loses what lies beyond it."""
-        self.step = load_state(self.state_file, self.parameters, self.average, self.optimizer)
+        self.step = load_state(self.state_file, self.parameters, self.average, (self.muon, self.adamw))
         log = self.output / "log.jsonl"
         lines = log.read_text().splitlines() if log.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] <= self.step]
@@ -188,3 +183,24 @@ class Trainer:
             shortened = log.with_suffix(".part")
             shortened.write_text("".join(line + "\n" for line in kept))
             os.replace(shortened, log)
+
+
+def optimizers(parameters: dict[str, torch.nn.Parameter], recipe: Recipe) -> tuple[Muon, torch.optim.AdamW]:
+    """Muon for the matrices and kernels between features, AdamW for the rest; vectors do not decay."""
+    inside = {
+        name: value
+        for name, value in parameters.items()
+        if value.ndim in (2, 4) and min(value.shape[:2]) >= 16 and "embed" not in name
+    }
+    matrices = [value for name, value in parameters.items() if name not in inside and value.ndim > 1]
+    vectors = [value for value in parameters.values() if value.ndim <= 1]
+    muon = Muon(inside.values(), lr=0.0, weight_decay=recipe.weight_decay)
+    adamw = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": recipe.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=0.0,
+        betas=(0.9, 0.98),
+    )
+    return muon, adamw

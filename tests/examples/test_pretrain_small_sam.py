@@ -25,6 +25,8 @@ samples = importlib.import_module("pretraining.samples")
 scenes = importlib.import_module("pretraining.scenes")
 evaluation = importlib.import_module("pretraining.evaluation")
 losses = importlib.import_module("pretraining.losses")
+cutouts = importlib.import_module("pretraining.cutouts")
+muon = importlib.import_module("pretraining.muon")
 
 TINY = {
     "image_size": 64,
@@ -68,6 +70,23 @@ def photos(tmp_path: Path) -> Path:
         document["annotations"].append({"image_id": number, "segmentation": square, "iscrowd": 0})
         document["annotations"].append({"image_id": number, "segmentation": {"counts": []}, "iscrowd": 1})
     (folder / "annotations" / "instances_train2017.json").write_text(json.dumps(document))
+    return folder
+
+
+@pytest.fixture
+def stamps(tmp_path: Path) -> Path:
+    """A disc of many colours, a letter of one colour and an opaque picture, in folders of their own."""
+    folder = tmp_path / "stamps"
+    y, x = np.mgrid[:40, :60]
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 4), np.uint8)
+    disc = noise.copy()
+    disc[..., 3] = 255 * ((x - 25) ** 2 + (y - 20) ** 2 < 15**2)
+    letter = np.where((x % 20 < 8)[..., None], np.array([20, 20, 20, 255], np.uint8), np.uint8(0))
+    opaque = noise.copy()
+    opaque[..., 3] = 255
+    for name, pixels in {"animals/disc": disc, "letters/a": letter, "opaque": opaque}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{name}.png")
     return folder
 
 
@@ -162,6 +181,47 @@ def test_a_scene_is_a_function_of_its_seed_and_number():
     assert not np.array_equal(one.image, other.image)
     assert one.image.dtype == one.labels.dtype == np.uint8
     assert one.image.shape == (*one.labels.shape, 3)
+
+
+def test_only_pictures_of_several_colours_on_a_transparent_ground_are_cut_outs(stamps, tmp_path):
+    (disc,) = cutouts.load_cutouts(stamps)
+    assert disc.shape == (29, 29, 4)
+    assert (disc[..., 3] > 127).sum() == ((np.mgrid[:29, :29] - 14) ** 2).sum(0).__lt__(15**2).sum()
+    with pytest.raises(FileNotFoundError, match="no PNG of an object on a transparent ground"):
+        cutouts.load_cutouts(tmp_path / "none")
+
+
+def test_scenes_are_made_of_cut_outs_where_there_are_some(stamps):
+    given = cutouts.load_cutouts(stamps)
+    drawn = [scenes.make_scene(5, number) for number in range(30)]
+    assembled = [scenes.make_scene(5, number, (), given) for number in range(30)]
+    again = [scenes.make_scene(5, number, (), given) for number in range(30)]
+    assert all(np.array_equal(one.image, two.image) for one, two in zip(assembled, again, strict=True))
+    assert not any(np.array_equal(one.image, two.image) for one, two in zip(drawn, assembled, strict=True))
+    for scene in assembled:
+        numbers = np.unique(scene.labels)
+        assert numbers[0] == 0
+        assert len(numbers) > 1
+
+
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6), (8, 8)])
+def test_an_orthogonalised_matrix_keeps_its_singular_vectors_and_has_singular_values_near_one(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+    inner = u.T @ muon.orthogonalised(matrix) @ vh.T
+    assert (inner - inner.diag().diag()).abs().max() < 1e-4
+    assert 0.6 < inner.diag().min() < inner.diag().max() < 1.3
+
+
+def test_muon_steps_as_far_as_adamw_would_and_treats_a_kernel_as_a_matrix():
+    kernel = torch.nn.Parameter(torch.zeros(16, 4, 3, 3))
+    gradient = torch.randn(16, 4, 3, 3, generator=torch.Generator().manual_seed(1))
+    optimizer = muon.Muon([kernel], lr=0.01, weight_decay=0.0)
+    kernel.grad = gradient.clone()
+    optimizer.step()
+    expected = muon.orthogonalised(gradient.view(16, 36))
+    assert torch.nn.functional.cosine_similarity(-kernel.detach().flatten(), expected.flatten(), 0) > 0.999
+    assert 0.5 < kernel.detach().square().mean().sqrt() / (0.01 * 0.2) < 1.3
 
 
 def test_a_sample_is_a_function_of_its_number_and_its_boxes_hold_its_masks():
