@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -134,6 +134,22 @@ def trained_kind(folder: Path) -> str:
     )
 
 
+def read_peft_config(folder: Path) -> dict[str, Any]:
+    """The content of ``adapter_config.json``.
+
+    Raises:
+        ValueError: It is not JSON, or names no PEFT method.
+    """
+    path = folder / PEFT_CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}. Copy the adapter again, or save it again.") from error
+    if not isinstance(config, dict) or "peft_type" not in config:
+        raise ValueError(f"{path} names no peft_type: it is not a configuration of PEFT, or is damaged.")
+    return config
+
+
 def read_method_card(folder: Path) -> dict[str, Any] | None:
     """The content of ``method.json``, or None where a folder has none, as with adapters saved by PEFT alone."""
     path = folder / METHOD_FILE
@@ -207,7 +223,8 @@ def base_name(model: nn.Module) -> str | None:
 def _load_peft(
     base_model: nn.Module, folder: Path, card: dict[str, Any] | None, trainable: bool, check_base: bool
 ) -> nn.Module:
-    with safe_open(folder / PEFT_TENSORS, "pt") as file:
+    read_peft_config(folder)
+    with _readable(folder / PEFT_TENSORS), safe_open(folder / PEFT_TENSORS, "pt") as file:
         saved = set(file.keys())
     config = PeftConfig.from_pretrained(str(folder))
     for name in getattr(config, "modules_to_save", None) or ():
@@ -236,7 +253,8 @@ def _load_peft(
 
 def _load_tensors(base_model: nn.Module, folder: Path, card: dict[str, Any], trainable: bool) -> nn.Module:
     path = folder / TENSOR_FILE
-    tensors = load_file(path) if path.is_file() else {}
+    with _readable(path):
+        tensors = load_file(path) if path.is_file() else {}
     model = build(card["method"], base_model, **card["options"])
     mine = trained_tensors(model)
     if mine.keys() != tensors.keys():
@@ -252,6 +270,18 @@ def _load_tensors(base_model: nn.Module, folder: Path, card: dict[str, Any], tra
             )
     model.load_state_dict(tensors, strict=False)
     return model if trainable else model.requires_grad_(False).eval()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Says which file it is when safetensors cannot read one."""
+    try:
+        yield
+    except SafetensorError as error:
+        size = path.stat().st_size
+        raise ValueError(
+            f"{path} ({size:,} bytes) is damaged or cut off: {error}. Copy the whole folder again, or save it again."
+        ) from error
 
 
 def _difference(expected: set[str], found: set[str]) -> str:

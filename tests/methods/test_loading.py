@@ -1,8 +1,13 @@
+import shutil
+
+import huggingface_hub.constants
 import pytest
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import SamModel, SamProcessor
 
-from samparser.methods import build, load_model, merged, save_trained
+from samparser.cli import main
+from samparser.methods import build, load_model, loading, merged, save_trained
 from tests.conftest import make_tiny_sam
 
 from .conftest import masks, train_a_little
@@ -87,3 +92,88 @@ def test_the_folder_above_an_adapter_points_to_the_adapter(tmp_path):
 def test_a_missing_folder_is_no_hub_name(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder"):
         load_model(tmp_path / "nothing" / "here")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A function: puts a folder into a hub cache of its own under a name, as a download would have left it."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+
+    def publish(folder, name):
+        repository = cache / f"models--{name.replace('/', '--')}"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text("0123456789abcdef0123456789abcdef01234567")
+        shutil.copytree(folder, repository / "snapshots" / "0123456789abcdef0123456789abcdef01234567")
+
+    return publish
+
+
+@pytest.mark.parametrize("name", ["samparser", "lora", "decoder"])
+def test_a_trained_part_is_opened_by_its_name_on_the_hub(name, trained, hub, tmp_path, tiny_inputs):
+    model = trained(name)
+    save_trained(model, tmp_path / "out")
+    hub(tmp_path / "out", "someone/sam-cells")
+    loaded, _ = load_model("someone/sam-cells")
+    assert torch.equal(masks(loaded, tiny_inputs), masks(model, tiny_inputs))
+
+
+def test_the_commands_take_names_on_the_hub(trained, hub, tmp_path, toy_coco, tiny_sam_folder):
+    save_trained(trained("samparser"), tmp_path / "out")
+    hub(tmp_path / "out", "someone/sam-cells")
+    picture, plain = str(toy_coco / "val/val-000.png"), str(tmp_path / "merged")
+    masks_folder = tmp_path / "masks"
+    assert main(["merge", "someone/sam-cells", plain]) == 0
+    assert type(SamModel.from_pretrained(plain)) is SamModel
+    assert main(["evaluate", "someone/sam-cells", "--data", str(toy_coco), "--limit_images", "1"]) == 0
+    assert main(["predict", "someone/sam-cells", picture, "--output", str(masks_folder), "--grid", "2"]) == 0
+    assert (masks_folder / "masks.json").is_file()
+
+
+def test_a_local_folder_goes_before_a_name_on_the_hub(trained, tmp_path, monkeypatch, tiny_inputs):
+    model = trained("decoder")
+    save_trained(model, tmp_path / "someone/sam-cells")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    loaded, _ = load_model("someone/sam-cells")
+    assert torch.equal(masks(loaded, tiny_inputs), masks(model, tiny_inputs))
+
+
+def test_only_a_trained_part_is_fetched_and_no_pickle(trained, tmp_path, monkeypatch):
+    save_trained(trained("samparser"), tmp_path / "out")
+    asked = {}
+
+    def download(name, allow_patterns):
+        asked[name] = allow_patterns
+        return str(tmp_path / "out")
+
+    monkeypatch.setattr(loading, "snapshot_download", download)
+    load_model("someone/sam-cells")
+    fetched = set(asked["someone/sam-cells"])
+    assert fetched >= {path.name for path in (tmp_path / "out").iterdir()}
+    assert all(name.endswith((".json", ".safetensors", ".md")) for name in fetched)
+
+
+def test_a_whole_model_on_the_hub_is_loaded_as_one(tmp_path, monkeypatch, tiny_sam_folder):
+    (tmp_path / "empty").mkdir()  # what is left of a model's repository after the patterns of a trained part
+    monkeypatch.setattr(loading, "snapshot_download", lambda *_, **__: str(tmp_path / "empty"))
+    monkeypatch.setattr(loading, "load_sam", lambda name: ("model", name))
+    assert load_model("someone/sam-base") == ("model", "someone/sam-base")
+    with pytest.raises(ValueError, match="someone/sam-base is a whole model, so base='x' has no use"):
+        load_model("someone/sam-base", base="x")
+
+
+def test_a_name_that_the_hub_does_not_know_is_explained(monkeypatch, capsys, toy_coco):
+    def missing(*_, **__):
+        raise RepositoryNotFoundError.__new__(RepositoryNotFoundError, "404")
+
+    monkeypatch.setattr(loading, "snapshot_download", missing)
+    with pytest.raises(OSError, match=r"someone/sam-cels is no local folder, and could not be fetched .* spelling"):
+        load_model("someone/sam-cels")
+    assert main(["evaluate", "someone/sam-cels", "--data", str(toy_coco)]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_offline_the_way_out_is_named(hub):
+    with pytest.raises(OSError, match=r"no local folder, and could not be fetched .* HF_HUB_OFFLINE=1"):
+        load_model("someone/not-downloaded")

@@ -285,3 +285,22 @@ def test_every_format_of_saving_checks_the_base(tmp_path):
         config = tmp_path / name / "adapter_config.json"
         checked_by_tuner = config.exists() and json.loads(config.read_text()).get("base_record")
         assert bool(card.get("base")) != bool(checked_by_tuner), name
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+@pytest.mark.parametrize(("name", "file"), [("samparser", "adapter_model"), ("decoder", "trained")])
+def test_a_file_that_was_cut_off_is_named(name, file, share, tmp_path):
+    save_trained(build(name, make_tiny_sam()), tmp_path / "out")
+    path = tmp_path / "out" / f"{file}.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=rf"{file}\.safetensors \([\d,]+ bytes\) is damaged or cut off"):
+        load_trained(make_tiny_sam(), tmp_path / "out")
+
+
+@pytest.mark.parametrize(("content", "said"), [('{"peft_type": ', "is damaged"), ("{}", "names no peft_type")])
+def test_a_damaged_configuration_of_an_adapter_is_named(content, said, tmp_path):
+    save_trained(build("samparser", make_tiny_sam()), tmp_path / "out")
+    (tmp_path / "out" / "adapter_config.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"adapter_config\.json {said}"):
+        load_trained(make_tiny_sam(), tmp_path / "out")
