@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, AuxiliaryTrainingWrapper
 from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from .registration import PREFIX
 
@@ -20,27 +24,55 @@ if TYPE_CHECKING:
     from .config import SVDCoefficientConfig
 
 
-def check_adapter_file(config: SVDCoefficientConfig, folder: str | Path) -> None:
-    """Check the file of a saved adapter against its configuration: readable, complete, of the right shapes, finite.
+@dataclass(frozen=True)
+class AdapterSource:
+    """Where a saved adapter lies: a folder, or a repository on the Hub with the arguments it is downloaded with."""
 
-    Nothing happens where the folder holds no safetensors file, as for an adapter that lies on the Hub.
+    name: str
+    subfolder: str | None
+    download: Mapping[str, Any]
+
+    def weights(self) -> Path | None:
+        """The safetensors file of the adapter, downloaded if need be; None where the adapter has none."""
+        folder = Path(self.name, self.subfolder or "")
+        if folder.is_dir():
+            path = folder / SAFETENSORS_WEIGHTS_NAME
+            return path if path.is_file() else None
+        try:
+            found = hf_hub_download(self.name, SAFETENSORS_WEIGHTS_NAME, subfolder=self.subfolder, **self.download)
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            return None
+        return Path(found)
+
+
+def check_adapter_file(config: SVDCoefficientConfig, source: AdapterSource, model: nn.Module) -> None:
+    """Check the file of a saved adapter before it is loaded: readable, complete, finite and of fitting shapes.
+
+    The adapter's own tensors are compared with its configuration, those of modules_to_save and biases with the model.
+    Nothing happens where there is no safetensors file, as where only the configuration was saved.
 
     Raises:
         ValueError: The file is damaged or does not belong to the configuration. The message says what was found.
     """
-    path = Path(folder) / SAFETENSORS_WEIGHTS_NAME
-    if not path.is_file():
+    path = source.weights()
+    if path is None:
         return
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            names = list(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names if f".{PREFIX}" in name}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} ({path.stat().st_size} bytes) is not a readable safetensors file: {error}. It was probably copied "
             "or downloaded in part; fetch it again. The model was left as it was."
         ) from error
-    problems = _missing_and_unknown(config, names) or _wrong_shapes(config, tensors) or not_finite(tensors)
+    problems = (
+        _missing_and_unknown(config, tensors)
+        or _wrong_shapes(config, tensors)
+        or _compare_shapes(tensors, _shapes_of_others(model, tensors))
+        or not_finite(tensors)
+    )
     if problems:
         raise ValueError(f"{path} does not fit its adapter_config.json: {problems} The model was left as it was.")
 
@@ -54,11 +86,11 @@ def check_tensors(given: Mapping[str, Tensor], present: Mapping[str, Tensor]) ->
     own = {name: tensor for name, tensor in given.items() if f".{PREFIX}" in name}
     unknown = sorted(set(own) - set(present))
     if unknown:
-        raise ValueError(f"The model has no place for {_listed(unknown)}. It was left as it was.")
+        raise ValueError(f"The model has no place for {_listed(unknown)}. No value of it was changed.")
     shapes = {name: tuple(present[name].shape) for name in own}
     problems = _compare_shapes(own, shapes) or not_finite(own)
     if problems:
-        raise ValueError(f"These coefficients cannot be loaded: {problems} The model was left as it was.")
+        raise ValueError(f"These coefficients cannot be loaded: {problems} No value of the model was changed.")
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str:
@@ -113,6 +145,29 @@ def _wrong_shapes(config: SVDCoefficientConfig, tensors: Mapping[str, Tensor]) -
             rows, columns = columns, rows  # A weight that is stored as (in, out), as transformers' Conv1D has it.
         expected |= {f"{name}p": (rank,), f"{name}d": (rank,), f"{name}u": (rows, rank), f"{name}vh": (rank, columns)}
     return _compare_shapes(tensors, expected)
+
+
+def _shapes_of_others(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """The shapes in the model of those tensors that are none of ours; embeddings may have been resized."""
+    present = {}
+    for name in names:
+        if f".{PREFIX}" not in name and not any(f".{layer}." in name for layer in EMBEDDING_LAYER_NAMES):
+            tensor = _find(model, name.removeprefix("base_model.model."))
+            if tensor is not None:
+                present[name] = tuple(tensor.shape)
+    return present
+
+
+def _find(model: nn.Module, name: str) -> Tensor | None:
+    """A tensor of the plain model by its name in an adapter's file, whether or not adapters wrap it by now."""
+    at: Any = model
+    for part in name.split("."):
+        if isinstance(at, AuxiliaryTrainingWrapper):
+            at = at.original_module
+        if isinstance(at, BaseTunerLayer) and part != "base_layer":
+            at = at.get_base_layer()
+        at = getattr(at, part, at if part == "base_layer" else None)
+    return at if isinstance(at, Tensor) else None
 
 
 def _compare_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from peft.config import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType
 
+from .adapter_file import AdapterSource
 from .card import write_card
 from .forms import Form
 
@@ -176,8 +177,8 @@ class SVDCoefficientConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.SVD_COEFFICIENT
-        # Not fields, so never saved: the folder this was read from, and the record of the model that is being saved.
-        self._source: str | None = None
+        # Not fields, so never saved: where this was read from, and the record of the model that is being saved.
+        self._source: AdapterSource | None = None
         self._record_to_save: dict[str, dict[str, Any]] | None = None
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
@@ -259,14 +260,3 @@ class SVDCoefficientConfig(PeftConfig):
         super().save_pretrained(save_directory, **kwargs)
         if (Path(save_directory) / SAFETENSORS_WEIGHTS_NAME).is_file():
             write_card(save_directory)
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
-    ) -> SVDCoefficientConfig:
-        """Read the configuration of a saved adapter and remember where it lies, for the check before injection."""
-        config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
-        if isinstance(config, SVDCoefficientConfig):
-            parts = [str(pretrained_model_name_or_path), *([subfolder] if subfolder else [])]
-            config._source = "/".join(parts)
-        return config

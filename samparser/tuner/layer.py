@@ -18,6 +18,7 @@ from .factored import is_pointwise
 from .forms import Form, Term
 from .kept import KeptWeight
 from .late import after_loading, give_values
+from .offload import without_values
 
 BASE = "__base__"
 """In a mixed batch, the adapter name that stands for the base model."""
@@ -88,6 +89,8 @@ class SVDCoefficientLayer(AdapterLayer):
         Raises:
             ValueError: ``adapter_names`` has not one name for each sample, or adapters are merged.
         """
+        if self.base_weight.is_meta and not x.is_meta:
+            raise ValueError(without_values(self.layer_name, self.base_layer))
         if self.bases.is_meta and not self.base_weight.is_meta:
             give_values(self)
         if self.takes_projection:
@@ -209,18 +212,37 @@ class SVDCoefficientLayer(AdapterLayer):
         if not new:
             return
         unmerged = self.base_weight.detach().clone() if self._unmerged is None else self._unmerged
+        merged = self._merged_weight(new)
+        if safe_merge:
+            self._refuse_not_finite(merged, new)
+        self._unmerged = unmerged
+        self.base_weight.data = merged
+        self.merged_adapters.extend(new)
+
+    @torch.no_grad()
+    def check_merge(self, adapter_names: list[str] | None = None) -> None:
+        """See whether these adapters, or the active ones, can be merged as ``safe_merge`` asks; change nothing.
+
+        Raises:
+            ValueError: The merged weight would not be finite.
+        """
+        wanted = self.active_adapters if adapter_names is None else adapter_names
+        new = self.present([name for name in wanted if name not in self.merged_adapters])
+        if new:
+            self._refuse_not_finite(self._merged_weight(new), new)
+
+    def _merged_weight(self, new: list[str]) -> Tensor:
         terms = self.terms_of([*self.merged_adapters, *new])
-        merged = forms.rebuilt_weight(unmerged, terms, fan_in_fan_out=self.fan_in_fan_out)
-        if safe_merge and not bool(merged.isfinite().all()):
-            broken = int((~merged.isfinite()).sum())
+        return forms.rebuilt_weight(self.unmerged_weight.detach(), terms, fan_in_fan_out=self.fan_in_fan_out)
+
+    def _refuse_not_finite(self, merged: Tensor, new: list[str]) -> None:
+        broken = int((~merged.isfinite()).sum())
+        if broken:
             raise ValueError(
                 f"NaNs detected: merging {', '.join(new)} into {self.layer_name} would give {broken} of "
                 f"{merged.numel()} values that are NaN or infinite in {merged.dtype}. The weight was left as it was; "
                 "check the coefficients of these adapters."
             )
-        self._unmerged = unmerged
-        self.base_weight.data = merged
-        self.merged_adapters.extend(new)
 
     @torch.no_grad()
     def unmerge(self) -> None:

@@ -19,6 +19,7 @@ from .combine import check_sum, config_of_sum, fill_sum
 from .config import SVDCoefficientConfig
 from .factors import free_coefficients
 from .layer import BASE, Conv2d, Linear, SVDCoefficientLayer
+from .offload import refuse_offloaded
 from .record import Match, match_base, report
 from .registration import PREFIX
 from .supported import unsupported_reason
@@ -78,10 +79,11 @@ class SVDCoefficientModel(BaseTuner):
     def _prepare_model(self, peft_config: SVDCoefficientConfig, model: nn.Module) -> None:
         """Resolve the targets, factor their weights and compare them with what the adapter remembers of them."""
         if peft_config._source is not None:
-            check_adapter_file(peft_config, peft_config._source)
+            check_adapter_file(peft_config, peft_config._source, model)
         names = resolve_targets(peft_config, model)
         if names is None:
             return
+        refuse_offloaded(model, names)
         self._planned = {name: self._match(peft_config, name, model.get_submodule(name)) for name in names}
         report(
             self._planned.values(),
@@ -164,6 +166,34 @@ class SVDCoefficientModel(BaseTuner):
 
     def _layers(self) -> Iterator[SVDCoefficientLayer]:
         return (module for module in self.model.modules() if isinstance(module, SVDCoefficientLayer))
+
+    # Merging
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge adapters, by default the active ones, into the base weights; see ``BaseTuner.merge_adapter``.
+
+        Raises:
+            ValueError: ``safe_merge`` is set and a merged weight would not be finite; all weights stay as they were.
+        """
+        if safe_merge:
+            self._check_merge(adapter_names)
+        super().merge_adapter(adapter_names, safe_merge=False)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        if merge and safe_merge:
+            self._check_merge(adapter_names)
+        return super()._unload_and_optionally_merge(merge, progressbar, False, adapter_names)
+
+    def _check_merge(self, adapter_names: list[str] | None) -> None:
+        # PEFT checks and merges one layer after another, and an error would leave the model half merged.
+        for layer in self._layers():
+            layer.check_merge(adapter_names)
 
     # Scaling and sums
 

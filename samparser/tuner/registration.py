@@ -6,10 +6,17 @@ the name of a member is what goes into adapter_config.json, so a real member has
 
 from __future__ import annotations
 
+import functools
+from typing import TYPE_CHECKING, Any
+
 import peft
+from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import PeftType, register_peft_method
+
+if TYPE_CHECKING:
+    from .config import SVDCoefficientConfig
 
 NAME = "SVD_COEFFICIENT"
 # transformers derives the prefix of an adapter's parameters from the name of the type: no other prefix works there.
@@ -69,6 +76,30 @@ def register() -> None:
     )
     if registered != (SVDCoefficientConfig, SVDCoefficientModel, PREFIX):
         raise RuntimeError(_cannot_register(f"after registering, its tables hold {registered}"))
+    _remember_sources(SVDCoefficientConfig)
+
+
+def _remember_sources(config_class: type[SVDCoefficientConfig]) -> None:
+    """Let configurations of ours that PEFT reads know where they lie, so that injection can check the file beside them.
+
+    transformers' ``model.load_adapter`` reads with ``PeftConfig.from_pretrained``, which makes a configuration of the
+    adapter's type without calling that type's own ``from_pretrained``, then injects, and opens the file last.
+    """
+    from .adapter_file import AdapterSource
+
+    read = PeftConfig.from_pretrained.__func__
+
+    @functools.wraps(read)
+    def from_pretrained(
+        cls: type, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> Any:
+        config = read(cls, pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        if isinstance(config, config_class):
+            download, _, _ = cls._split_kwargs(kwargs)  # type: ignore[attr-defined]
+            config._source = AdapterSource(str(pretrained_model_name_or_path), subfolder, download)
+        return config
+
+    PeftConfig.from_pretrained = classmethod(from_pretrained)
 
 
 def _cannot_register(reason: str) -> str:

@@ -1,8 +1,14 @@
-"""Small models with every kind of layer the tuner adapts, with weights of a trained model's size."""
+"""Small models with every kind of layer the tuner adapts, weights of a trained model's size, and adapters on them."""
+
+from pathlib import Path
 
 import torch
+from peft import get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+from samparser import SVDCoefficientConfig
+from samparser.tuner.layer import SVDCoefficientLayer
 
 
 class MLP(nn.Module):
@@ -120,3 +126,42 @@ def train(model: nn.Module, x: torch.Tensor, steps: int = 3, lr: float = 1e-2) -
 def trained_names(model: nn.Module) -> set[str]:
     """The names of everything that requires a gradient."""
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def with_adapters(kind: str, *names: str, targets=None, **choices) -> nn.Module:
+    """A model with adapters that were moved in different directions; the first is active."""
+    targets = targets or TARGETS[kind]
+    model = get_peft_model(make(kind), SVDCoefficientConfig(target_modules=targets, **choices), names[0])
+    for name in names[1:]:
+        model.add_adapter(name, SVDCoefficientConfig(target_modules=targets, **choices))
+    for seed, name in enumerate(names):
+        model.set_adapter(name)
+        move(model, name, seed=seed)
+    model.set_adapter(names[0])
+    return model
+
+
+def layers(model: nn.Module) -> list[SVDCoefficientLayer]:
+    """The adapted layers of a model."""
+    return [module for module in model.modules() if isinstance(module, SVDCoefficientLayer)]
+
+
+def activate(model: nn.Module, names: list[str]) -> None:
+    """Make several adapters active at once."""
+    model.base_model.set_adapter(names)
+
+
+def saved(tmp_path: Path, kind: str = "ConvNet", **choices) -> Path:
+    """The folder of an adapter that was trained on `make(kind)`, under a folder."""
+    model = get_peft_model(make(kind), SVDCoefficientConfig(target_modules=TARGETS[kind], **choices))
+    move(model)
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def unchanged(model: nn.Module, kind: str) -> None:
+    """Assert that a model is what `make(kind)` gives."""
+    twin = make(kind)
+    assert [type(module) for module in model.modules()] == [type(module) for module in twin.modules()]
+    assert all(torch.equal(p, twin.get_parameter(name)) for name, p in model.named_parameters())
+    assert not hasattr(model, "peft_config")

@@ -10,8 +10,7 @@ from peft import convert_to_lora, get_peft_model, set_peft_model_state_dict
 from torch import nn
 
 from samparser import SVDCoefficientConfig
-from tests.tuner.models import INPUTS, batch, make, move, output, train
-from tests.tuner.test_adapters import activate, layers, with_adapters
+from tests.tuner.models import INPUTS, activate, batch, layers, make, move, output, train, with_adapters
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 CHOICES = [{}, {"parametrization": "relative"}, {"trainable": "both"}, {"save_basis": True}, {"rank": 2}]

@@ -19,8 +19,18 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from samparser import SVDCoefficientConfig
-from tests.tuner.models import INPUTS, TARGETS, batch, make, move, output, train, trained_names
-from tests.tuner.test_adapters import layers, with_adapters
+from tests.tuner.models import (
+    INPUTS,
+    TARGETS,
+    batch,
+    layers,
+    make,
+    move,
+    output,
+    train,
+    trained_names,
+    with_adapters,
+)
 
 CHOICES = [{}, {"parametrization": "relative"}, {"trainable": "both"}]
 
