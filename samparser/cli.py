@@ -89,6 +89,26 @@ class CheckCommand:
     contact_sheet: str | None = _option("contact-sheet.png", "PNG with images, masks and boxes; 'none': do not draw.")
 
 
+@dataclass(frozen=True)
+class CompareCommand:
+    """Run what is missing of an experiment (methods, data sets, seeds), then write its table."""
+
+    experiment: str = field(metadata={"help": "Experiment file (JSON); docs/compare.md states its format."})
+    output: str = field(metadata={"help": "Folder for results, run folders, cached features and the table."})
+    data_root: str | None = _option(
+        None, "Folder that holds the experiment's data sets; not given: the one that the experiment names, if any."
+    )
+    data: list[str] | None = field(default=None, metadata={"help": "Only these data sets of the experiment, by name."})
+    rows: list[str] | None = field(
+        default=None, metadata={"help": "Only these rows of the experiment, by name, and its reference."}
+    )
+    seeds: int | None = _option(None, "So many seeds; not given: those that the experiment lists.")
+    limit: int | None = _option(None, "Use only so many images of each split: for a trial, in a folder of its own.")
+    epochs: float | None = _option(None, "Passes over the training images in every cell: for a trial.")
+    processes: int = _option(1, "Cells to run at once, each in a process with one thread; 1: in this one.")
+    cost: bool = _option(True, "Also count and measure what a step of each row costs.")
+
+
 def _parse(verb: str, types: Sequence[type], arguments: Sequence[str], positional: Sequence[str] = ()) -> Any:
     from transformers import HfArgumentParser
 
@@ -257,6 +277,28 @@ def _data_check(arguments: Sequence[str]) -> int:
     return 0 if report.usable else 1
 
 
+def _compare(arguments: Sequence[str]) -> int:
+    from .compare import compare, load_experiment, markdown, select, with_settings
+
+    (command,) = _parse("compare", (CompareCommand,), arguments, ("experiment",))
+    experiment = load_experiment(command.experiment)
+    experiment = select(experiment, data=command.data, rows=command.rows, seeds=command.seeds)
+    if command.epochs is not None:
+        experiment = with_settings(experiment, epochs=command.epochs)
+    report = compare(
+        experiment,
+        output=command.output,
+        data_root=command.data_root,
+        limit=command.limit,
+        processes=command.processes,
+        cost=command.cost,
+        say=lambda line: print(line, flush=True),
+    )
+    print(markdown(report))
+    print(f"written: {Path(command.output) / experiment.name}.md and .json")
+    return 0
+
+
 def _methods(arguments: Sequence[str]) -> int:
     from .methods import METHODS
 
@@ -273,6 +315,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "merge": (_merge, "write adapter and base as one plain SamModel"),
     "push": (_push, "upload an adapter to the Hugging Face hub"),
     "data check": (_data_check, "read a data set, count, draw a contact sheet"),
+    "compare": (_compare, "run an experiment: every method side by side, beside the paper's figures"),
     "methods": (_methods, "list the methods that --method knows"),
 }
 

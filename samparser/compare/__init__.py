@@ -1,6 +1,28 @@
-"""Every method side by side on data sets: experiments as JSON files, results as JSON files and a Markdown table."""
+"""Every method side by side on data sets: experiments as JSON files, results as JSON files and a Markdown table.
 
-from .experiment import DataSource, Experiment, MethodRow, Search, load_experiment
+report = compare(load_experiment("experiments/mini-nuclei.json"), output="compare/mini-nuclei")
+"""
+
+from .collect import Column, Report
+from .experiment import DataSource, Experiment, MethodRow, Search, load_experiment, parse_experiment, with_settings
+from .pages import markdown
+from .run import compare, select
 from .strict import ExperimentError
+from .workers import CellError
 
-__all__ = ["DataSource", "Experiment", "ExperimentError", "MethodRow", "Search", "load_experiment"]
+__all__ = [
+    "CellError",
+    "Column",
+    "DataSource",
+    "Experiment",
+    "ExperimentError",
+    "MethodRow",
+    "Report",
+    "Search",
+    "compare",
+    "load_experiment",
+    "markdown",
+    "parse_experiment",
+    "select",
+    "with_settings",
+]

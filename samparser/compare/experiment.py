@@ -22,8 +22,10 @@ METRICS = ("miou", "f1", "dsc")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 # What a comparison decides itself; a file that sets these would make its rows incomparable or its test set a
 # validation set.
-_OWN_TRAINING = ("seed", "cache", "cache_projected", "cache_limit_gb", "eval_every", "eval_limit", "metric", "patience")
-_OWN_TRAINING += ("keep_checkpoints", "report_to")
+_OWN_TRAINING = (
+    *("seed", "cache", "cache_projected", "cache_limit_gb", "eval_every", "eval_limit"),
+    *("metric", "patience", "keep_checkpoints", "report_to", "score_before"),
+)
 _OWN_DATA = ("data", "layout", "limit", "scan")
 RATES = ("learning_rate", "coefficient_lr")
 
@@ -239,6 +241,8 @@ def _data(given: Any, where: str) -> DataSource:
         refuse_unknown([source.layout], ["auto", *LAYOUTS], where, "layout")
     refuse_unknown([source.train_split, source.test_split], SPLITS, where, "split")
     refuse_unknown(source.metrics, METRICS, where, "metric")
+    if any(Path(pattern).is_absolute() or ".." in Path(pattern).parts for pattern in source.files):
+        raise ExperimentError(f"{where}.files are paths or globs inside of the folder, got {source.files}.")
     if not source.files or not source.metrics:
         raise ExperimentError(f"{where} needs at least one entry in files and in metrics.")
     if source.train_split == source.test_split or "all" in (source.train_split, source.test_split):
@@ -347,10 +351,22 @@ def _check_name(name: str, where: str) -> None:
 
 
 def with_settings(experiment: Experiment, **training: Any) -> Experiment:
-    """The experiment with other training settings in every cell, whatever data sets and rows say."""
-    given = {name: value for name, value in training.items() if value is not None}
+    """The experiment with other training settings in every cell, whatever data sets, rows and search say.
+
+    Raises:
+        ExperimentError: There is no such setting, or it cannot have this value.
+    """
+    given = check_fields(TrainSettings, training, "settings", allowed=_training_fields())
+    try:
+        TrainSettings(**given)
+    except ValueError as error:
+        raise ExperimentError(f"settings: {error}") from error
+    search = experiment.search
+    if search is not None and "epochs" in given:
+        search = replace(search, epochs=None)
     return replace(
         experiment,
+        search=search,
         training={**experiment.training, **given},
         data=tuple(replace(part, training={**part.training, **given}) for part in experiment.data),
         methods=tuple(replace(part, training={**part.training, **given}) for part in experiment.methods),

@@ -8,7 +8,7 @@ device, where it sees the products inside attention that it misses on the CPU.
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -103,27 +103,33 @@ def method_costs(names: Iterable[str], config: SamConfig | None = None, *, facto
     Raises:
         ValueError: A method is unknown.
     """
-    methods = [get_method(name) for name in names]
+    return [method_cost(get_method(name).name, config=config, factored=factored) for name in names]
+
+
+def method_cost(
+    name: str, options: Mapping[str, Any] | None = None, config: SamConfig | None = None, *, factored: bool = True
+) -> Cost:
+    """Cost of one method with the options given; the rest as for `method_costs`.
+
+    Raises:
+        ValueError: The method is unknown.
+        TypeError: It has no such option.
+    """
+    method = get_method(name)
     plain, _ = count_macs(meta_sam(config).requires_grad_(False))
-    upstream = _upstream_macs(config)
-    costs = []
-    for method in methods:
-        model = build(method.name, meta_sam(config))
-        trained = describe(model).total
-        layers = factored_form(model, meta_sam(config)) if factored else None
-        forward, step = count_macs(layers or model)
-        costs.append(
-            Cost(
-                method=method.name,
-                trained=trained,
-                forward_macs=forward,
-                step_macs=step,
-                cached_step_macs=None if method.trains_upstream else step - upstream,
-                merged_macs=plain if method.mergeable else forward,
-                form="factored" if layers else "as run",
-            )
-        )
-    return costs
+    model = build(name, meta_sam(config), **(options or {}))
+    trained = describe(model).total
+    layers = factored_form(model, meta_sam(config)) if factored else None
+    forward, step = count_macs(layers or model)
+    return Cost(
+        method=name,
+        trained=trained,
+        forward_macs=forward,
+        step_macs=step,
+        cached_step_macs=None if method.trains_upstream else step - _upstream_macs(config),
+        merged_macs=plain if method.mergeable else forward,
+        form="factored" if layers else "as run",
+    )
 
 
 def _upstream_macs(config: SamConfig | None) -> int:

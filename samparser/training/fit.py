@@ -163,6 +163,7 @@ def train(
     overwrite: bool = False,
     context: Mapping[str, Any] | None = None,
     save: Callable[[nn.Module, Path], None] = _default_save,
+    figures: bool = True,
 ) -> TrainResult:
     """Fine-tunes whatever parameters of ``model`` require a gradient and leaves a complete run folder.
 
@@ -182,6 +183,7 @@ def train(
         overwrite: Delete a run that is already in ``output``.
         context: Whatever else decides the result (model name, method, data), so that resuming compares it too.
         save: Writes the trained model to a folder; by default its own ``save_pretrained``.
+        figures: Draw the curves, the coefficients and the best, median and worst image; takes seconds.
 
     Raises:
         RunFolderError: ``output`` holds another run.
@@ -212,7 +214,7 @@ def train(
         metrics, scores = _run(trainer, folder, eval_set, resume=resume, first_process=first_process)
     trainer.processor = processor
     if first_process:
-        _write_results(trainer, folder, scores, save, metrics)
+        _write_results(trainer, folder, scores, save, metrics, figures=figures)
     trainer.accelerator.wait_for_everyone()
     return TrainResult(folder, scores, trainer.state.global_step)
 
@@ -289,6 +291,8 @@ def _write_results(
     scores: ScoreTable | None,
     save: Callable[[nn.Module, Path], None],
     metrics: Mapping[str, float],
+    *,
+    figures: bool,
 ) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     save(model, folder.adapter)
@@ -297,5 +301,6 @@ def _write_results(
         scores.to_json(folder.path / "scores.json")
         if (folder.adapter / "README.md").is_file():
             add_scores_to_card(folder.adapter / "README.md", scores, trainer.eval_dataset)
-    draw_figures(folder, model, trainer.processor, trainer.eval_dataset, scores)
+    if figures:
+        draw_figures(folder, model, trainer.processor, trainer.eval_dataset, scores)
     write_text(folder.path / "finished.json", json.dumps({"steps": trainer.state.global_step, **metrics}, indent=2))

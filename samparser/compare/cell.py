@@ -1,0 +1,150 @@
+"""One cell: trains one row on one data set with one seed, scores it, and gives what goes into its result file."""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from ..methods import build, describe, save_trained
+from ..sam.atomic import write_text
+from ..sam.metrics import ScoreTable
+from ..training import TrainSettings, evaluate, train
+from ..training.caching import open_cache
+from ..training.run_folder import git_state, versions
+from .plan import Cell
+from .workspace import Workspace, train_settings_of
+
+# Beside the adapter, the log and the scores, a run folder holds checkpoints and figures of up to gigabytes.
+_DELETED = ("checkpoints", "figures", "tensorboard")
+
+
+def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> dict[str, Any]:
+    """Runs a cell, or goes on with it where an earlier command was killed.
+
+    The run folder ``runs/NAME`` keeps the adapter, the log and one row per instance in ``scores.csv``; that of a trial
+    is deleted at the end.
+
+    Args:
+        workspace: Model and data.
+        cell: What to run.
+        rates: The learning rates that a trial tries, or that were chosen.
+
+    Returns:
+        The content of the cell's result file.
+    """
+    experiment = workspace.experiment
+    source, row = experiment.source(cell.data), experiment.row(cell.row)
+    settings = train_settings_of(experiment, source, row, cell, rates)
+    features = str(workspace.output / "features") if workspace.cached(cell) else None
+    settings = TrainSettings(**{**settings.to_dict(), "cache": features})
+    train_set, test_set = workspace.sets_of(cell)
+    start = time.perf_counter()
+    # A method that starts at random starts from the cell's seed.
+    set_seed(settings.seed)
+    model = build(row.method, workspace.new_model(), **row.options)
+    trained = describe(model)
+    folder = workspace.output / "runs" / cell.name
+    timing: dict[str, Any] = {"steps": 0, "seconds_per_step": None}
+    if cell.kind == "once":
+        scores = _scores_of(workspace, model, test_set, settings)
+        scores.to_csv(folder / "scores.csv")
+    else:
+        resume = _prepare(folder)
+        result = train(
+            model,
+            workspace.processor,
+            train_set,
+            test_set,
+            settings,
+            output=folder,
+            prompts=experiment.prompt_settings(source, row),
+            eval_settings=experiment.eval_settings(),
+            resume=resume,
+            context={"cell": workspace.settings_of(cell, rates)},
+            save=save_trained,
+            figures=False,
+        )
+        assert result.scores is not None
+        scores = result.scores
+        runtime = json.loads((folder / "finished.json").read_text("utf-8")).get("train_runtime")
+        # Of a run that was stopped in between, only the last part was timed.
+        whole = runtime is not None and not resume and result.steps > 0
+        timing = {"steps": result.steps, "seconds_per_step": runtime / result.steps if whole else None}
+        for name in _DELETED:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        if cell.kind == "trial":
+            shutil.rmtree(folder)
+    return {
+        "cell": {"data": cell.data, "row": cell.row, "kind": cell.kind, "number": cell.number},
+        "settings": workspace.settings_of(cell, rates),
+        "rates": dict(rates),
+        "scores": _plain(scores.summary()),
+        "definitions": scores.definitions(),
+        "units": units_of(scores),
+        "trained": {"total": trained.total, "by_part": trained.trained, "bytes": trained.bytes_on_disk},
+        "time": {
+            **timing,
+            "cached": features is not None,
+            "threads": torch.get_num_threads(),
+            "device": _device(settings),
+            "total_seconds": time.perf_counter() - start,
+        },
+        "versions": versions(),
+        "git": git_state(Path(__file__).parent),
+    }
+
+
+def units_of(scores: ScoreTable) -> dict[str, dict[str, float]]:
+    """What a score is the plain mean of: ``{metric: {image or volume: value from 0 to 1}}``.
+
+    Two models are compared unit by unit: by images for mIoU and F1, by volumes for DSC.
+    """
+    images = scores.image_scores()
+    units = {
+        "miou": {name: iou for name, (iou, _) in images.items()},
+        "f1": {name: f1 for name, (_, f1) in images.items()},
+    }
+    volumes = {name: sum(organs.values()) / len(organs) for name, organs in scores.volume_dice().items()}
+    return {**units, "dsc": volumes} if volumes else units
+
+
+def write_result(path: Path, result: Mapping[str, Any]) -> None:
+    """Writes a result file, whole or not at all."""
+    write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+def _prepare(folder: Path) -> bool:
+    """Clears what a killed command left before its run began; says whether there is a run to go on with."""
+    if (folder / "settings.json").is_file():
+        return True
+    if folder.exists():
+        shutil.rmtree(folder)
+    return False
+
+
+def _scores_of(workspace: Workspace, model: Any, test_set: Any, settings: TrainSettings) -> ScoreTable:
+    model = model.to(_device(settings))
+    scoring = workspace.experiment.eval_settings()
+    cache = open_cache(model, workspace.processor, settings)
+    if cache is None:
+        return evaluate(model, workspace.processor, test_set, scoring)
+    cache.fill(test_set)
+    with cache.feeding() as fed:
+        return evaluate(model, fed, test_set, scoring)
+
+
+def _device(settings: TrainSettings) -> str:
+    accelerator = torch.accelerator.current_accelerator(check_available=True) if settings.device == "auto" else None
+    return str(accelerator or "cpu")
+
+
+def _plain(value: Any) -> Any:
+    """A mean over nothing becomes null, as JSON has no other word for it."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return None if isinstance(value, float) and value != value else value

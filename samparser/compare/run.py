@@ -1,0 +1,211 @@
+"""Runs what is missing of an experiment, then writes its table."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .collect import Column, Report
+from .experiment import Experiment, MethodRow
+from .pages import write_report
+from .plan import Cell, seed_cells, trains_nothing, trial_cells
+from .step_cost import cost_settings
+from .store import ResultStore
+from .strict import ExperimentError, refuse_unknown
+from .workers import Workers
+from .workspace import Workspace, require_data
+
+
+def compare(
+    experiment: Experiment,
+    *,
+    output: str | Path,
+    data_root: str | Path | None = None,
+    limit: int | None = None,
+    processes: int = 1,
+    cost: bool = True,
+    say: Callable[[str], None] = print,
+) -> Report:
+    """Trains and scores every cell whose result is not there yet and writes ``NAME.md`` and ``NAME.json``.
+
+    Each finished cell is one file in ``output/results``. A command that was stopped goes on where it was, also within
+    a training; the files of cells that are finished are never written again.
+
+    Args:
+        experiment: What to run; `select` narrows it.
+        output: Folder of the comparison.
+        data_root: Folder of the data sets; not given: the experiment's own.
+        limit: Use at most so many images of each split, for a trial.
+        processes: Cells to run at once. 1: in this process, with all of its threads; more: in processes of one thread
+            each.
+        cost: Also count and measure the cost of each row.
+        say: Gets one line for each finished cell.
+
+    Raises:
+        ExperimentError: Data are missing, or a result in ``output`` was made with other settings.
+        CellError: A cell failed; those that are finished are kept.
+    """
+    if processes < 1:
+        raise ExperimentError(f"processes is {processes}; it must be at least 1.")
+    root = _root(experiment, data_root)
+    require_data(experiment.data, root)
+    output = Path(output)
+    workspace, store = Workspace(experiment, root, output, limit), ResultStore(output)
+    run = _Run(workspace, store, Workers(workspace, processes), say)
+    run.start(cost=cost)
+    run.finish()
+    report = Report(experiment, run.columns(), run.costs)
+    write_report(report, output)
+    return report
+
+
+def select(experiment: Experiment, data: list[str] | None, rows: list[str] | None, seeds: int | None) -> Experiment:
+    """The experiment with only these data sets and rows (and the reference), and so many seeds.
+
+    More seeds than the experiment lists go on counting from its largest.
+    """
+    if data is not None:
+        refuse_unknown(data, [source.name for source in experiment.data], "--data", "data set")
+        experiment = replace(experiment, data=tuple(source for source in experiment.data if source.name in data))
+    if rows is not None:
+        refuse_unknown(rows, [row.name for row in experiment.methods], "--rows", "row")
+        kept = {*rows, experiment.reference}
+        experiment = replace(experiment, methods=tuple(row for row in experiment.methods if row.name in kept))
+    if seeds is not None:
+        if seeds < 1:
+            raise ExperimentError(f"seeds is {seeds}; at least one is needed.")
+        more = range(max(experiment.seeds) + 1, max(experiment.seeds) + 1 + seeds)
+        experiment = replace(experiment, seeds=(*experiment.seeds, *more)[:seeds])
+    return experiment
+
+
+def _root(experiment: Experiment, given: str | Path | None) -> Path:
+    if given is not None:
+        return Path(given)
+    if experiment.data_root is None:
+        raise ExperimentError(
+            f"{experiment.name} needs --data-root, the folder that holds "
+            f"{', '.join(source.folder for source in experiment.data)}."
+        )
+    return experiment.file.parent / experiment.data_root
+
+
+class _Run:
+    """The state of one command: what is finished, what runs, what it waits for."""
+
+    def __init__(self, workspace: Workspace, store: ResultStore, workers: Workers, say: Callable[[str], None]) -> None:
+        self.workspace, self.store, self.workers, self.say = workspace, store, workers, say
+        self.experiment = workspace.experiment
+        self.results: dict[Cell, dict[str, Any]] = {}
+        self.costs: dict[str, dict[str, Any]] = {}
+        self.once = {row.name for row in self.experiment.methods if trains_nothing(row, workspace.base)}
+        self.started = time.perf_counter()
+        self.run_here, self.planned = 0, 0
+
+    @property
+    def finished(self) -> int:
+        """How many results are there."""
+        return len(self.results) + len(self.costs)
+
+    def start(self, *, cost: bool) -> None:
+        """Reads what is finished, refuses what was made otherwise, and lines up what is missing."""
+        self.planned = self._count(cost)
+        for row in self.experiment.methods if cost else ():
+            settings = cost_settings(self.workspace, row)
+            found = self.store.read_same(f"cost--{row.name}", settings)
+            if found is None:
+                self.workers.add(row.name)
+            else:
+                self.costs[row.name] = found
+        for source in self.experiment.data:
+            for row in self.experiment.methods:
+                if row.name in self.once:
+                    self._want(Cell(source.name, row.name, "once"), {})
+                    continue
+                trials = trial_cells(self.experiment, source.name, row)
+                for cell in trials:
+                    self._want(cell, self.experiment.trials(row)[cell.number])
+                self._want_seeds(source.name, row)
+        if self.finished < self.planned:
+            self.say(f"{self.finished} of {self.planned} results are there")
+
+    def finish(self) -> None:
+        """Runs what is lined up, and the seeds of each row once its trials are finished."""
+        for task, result in self.workers.results():
+            if isinstance(task, str):
+                self.store.write(f"cost--{task}", result)
+                self.costs[task] = result
+                self._tell(f"cost of {task}", f"{result['step_ratio']:.2f} of the reference's step")
+                continue
+            self.store.write(task.name, result)
+            self.results[task] = result
+            score = result["scores"]["instance_image_mean"]["miou"]
+            seconds = result["time"]["total_seconds"]
+            self._tell(str(task), f"mIoU {100 * score:.2f}, {seconds:.0f} s" if score is not None else "nothing scored")
+            if task.kind == "trial":
+                self._want_seeds(task.data, self.experiment.row(task.row))
+
+    def rates(self, data: str, row: MethodRow) -> dict[str, float] | None:
+        """The learning rates that a row trains with; None while its trials are not finished."""
+        trials = self.experiment.trials(row)
+        if len(trials) <= 1:
+            return dict(trials[0]) if trials else {}
+        results = [self.results.get(cell) for cell in trial_cells(self.experiment, data, row)]
+        finished = [result for result in results if result is not None]
+        if len(finished) < len(trials):
+            return None
+        return dict(trials[best_trial(finished, self._search_metric())])
+
+    def columns(self) -> list[Column]:
+        """What the table is made of."""
+        columns = []
+        for source in self.experiment.data:
+            runs: dict[str, list[dict[str, Any]]] = {}
+            trials: dict[str, list[dict[str, Any]]] = {}
+            for row in self.experiment.methods:
+                if row.name in self.once:
+                    runs[row.name] = [self.results[Cell(source.name, row.name, "once")]]
+                    continue
+                runs[row.name] = [self.results[cell] for cell in seed_cells(self.experiment, source.name, row)]
+                trials[row.name] = [self.results[cell] for cell in trial_cells(self.experiment, source.name, row)]
+            train_set, test_set = self.workspace.sets(source)
+            columns.append(Column(source, runs, trials, len(train_set), len(test_set)))
+        return columns
+
+    def _want_seeds(self, data: str, row: MethodRow) -> None:
+        rates = self.rates(data, row)
+        if rates is not None:
+            for cell in seed_cells(self.experiment, data, row):
+                self._want(cell, rates)
+
+    def _want(self, cell: Cell, rates: Mapping[str, float]) -> None:
+        found = self.store.read_same(cell.name, self.workspace.settings_of(cell, rates))
+        if found is not None:
+            self.results[cell] = found
+        else:
+            self.workers.add(cell, rates)
+
+    def _count(self, cost: bool) -> int:
+        """All results of the experiment, finished or not."""
+        count = len(self.experiment.methods) * cost
+        for source in self.experiment.data:
+            for row in self.experiment.methods:
+                trained = len(trial_cells(self.experiment, source.name, row)) + len(self.experiment.seeds)
+                count += 1 if row.name in self.once else trained
+        return count
+
+    def _search_metric(self) -> str:
+        return self.experiment.search.metric if self.experiment.search is not None else "miou"
+
+    def _tell(self, what: str, result: str) -> None:
+        self.run_here += 1
+        elapsed = time.perf_counter() - self.started
+        left = elapsed / self.run_here * (self.planned - self.finished) / 60
+        self.say(f"[{self.finished}/{self.planned}] {what}: {result}; about {left:.0f} min to go")
+
+
+def best_trial(results: list[dict[str, Any]], metric: str) -> int:
+    """Number of the trial with the best score on the images held out; the first of equals."""
+    scores = [result["scores"]["instance_image_mean"][metric] for result in results]
+    return max(range(len(scores)), key=lambda number: -1.0 if scores[number] is None else scores[number])

@@ -1,0 +1,130 @@
+"""Runs cells one after another in this process, or several at once in processes of one thread each."""
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from .cell import run_cell
+from .experiment import Experiment
+from .plan import Cell
+from .step_cost import measure_cost
+from .workspace import Workspace
+
+_workspace: Workspace | None = None
+
+Task = Cell | str  # a cell, or the name of a row whose cost is measured
+
+
+class CellError(RuntimeError):
+    """A cell failed; the message names it, its log, and what it said."""
+
+
+def _start_worker(experiment: Experiment, root: Path, output: Path, limit: int | None, one_thread: bool) -> None:
+    import torch
+
+    from .plugins import import_files
+
+    global _workspace
+    if one_thread:
+        torch.set_num_threads(1)
+    import_files([experiment.file.parent / name for name in experiment.imports])
+    _workspace = Workspace(experiment, root, output, limit)
+
+
+def _work(task: Task, rates: dict[str, float]) -> dict[str, Any]:
+    assert _workspace is not None
+    return do(_workspace, task, rates)
+
+
+def do(workspace: Workspace, task: Task, rates: dict[str, float]) -> dict[str, Any]:
+    """Runs one task; its progress bars and warnings go to a log file.
+
+    Raises:
+        CellError: It failed.
+    """
+    name = f"cost--{task}" if isinstance(task, str) else task.name
+    log = workspace.output / "logs" / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with (
+            log.open("a", encoding="utf-8") as file,
+            contextlib.redirect_stderr(file),
+            contextlib.redirect_stdout(file),
+        ):
+            if isinstance(task, str):
+                return measure_cost(workspace, workspace.experiment.row(task))
+            return run_cell(workspace, task, rates)
+    except Exception as error:
+        # Errors of other packages cannot always be carried from one process to another; their text can.
+        raise CellError(
+            f"{task} failed: {type(error).__name__}: {error}\nIts log is {log}. What is finished is kept; the same "
+            "command goes on from there."
+        ) from error
+
+
+class Workers:
+    """Runs tasks and gives their results in the order in which they finish.
+
+    Args:
+        workspace: Model and data.
+        processes: How many at once. 1: in this process, with its threads; more: in processes of one thread each.
+    """
+
+    def __init__(self, workspace: Workspace, processes: int) -> None:
+        self.workspace, self.processes = workspace, processes
+        self._waiting: list[tuple[Task, dict[str, float]]] = []
+        self._running: dict[Future[dict[str, Any]], Task] = {}
+        self._pool: ProcessPoolExecutor | None = None
+
+    def add(self, task: Task, rates: Mapping[str, float] | None = None) -> None:
+        """Puts a task at the end of the line; allowed while `results` is being read."""
+        self._waiting.append((task, dict(rates or {})))
+
+    def results(self) -> Iterator[tuple[Task, dict[str, Any]]]:
+        """Runs everything that was added, and what is added meanwhile.
+
+        Raises:
+            CellError: A task failed. Running tasks are waited for, no other is started.
+        """
+        try:
+            while self._waiting or self._running:
+                if self.processes == 1:
+                    task, rates = self._waiting.pop(0)
+                    yield task, self._alone(task) if isinstance(task, str) else do(self.workspace, task, rates)
+                    continue
+                while self._waiting and len(self._running) < self.processes:
+                    task, rates = self._waiting.pop(0)
+                    self._running[self._executor().submit(_work, task, rates)] = task
+                done, _ = wait(self._running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield self._running.pop(future), future.result()
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown(wait=True, cancel_futures=True)
+                self._pool = None
+
+    def _alone(self, task: str) -> dict[str, Any]:
+        """Runs a measurement in a fresh process, so that its peak of memory is its own."""
+        with self._make_pool(1, one_thread=False) as pool:
+            return pool.submit(_work, task, {}).result()
+
+    def _executor(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            self._pool = self._make_pool(self.processes, one_thread=True)
+        return self._pool
+
+    def _make_pool(self, processes: int, *, one_thread: bool) -> ProcessPoolExecutor:
+        space = self.workspace
+        # The processes inherit this; libraries that bring threads of their own read it when they start.
+        if one_thread:
+            os.environ.setdefault("OMP_NUM_THREADS", "1")
+        return ProcessPoolExecutor(
+            processes,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(space.experiment, space.root, space.output, space.limit, one_thread),
+        )

@@ -1,0 +1,209 @@
+"""What the cells of a comparison share: the base model and the data sets, each opened once in a process."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ..methods import METHODS
+from ..methods.base_check import fingerprint
+from ..sam import load_sam
+from ..sam.data import SegmentationDataset, open_dataset
+from ..sam.data.splits import volume_of
+from .experiment import DataSource, Experiment, MethodRow
+from .plan import Cell
+from .strict import ExperimentError
+
+# Up to so many images are read once, so that a bad file or an image without instance is left out of both splits.
+_SCANNED_UP_TO = 2000
+# What does not change a result, or is recorded with it under another name.
+_NOT_COMPARED = (
+    *("workers", "log_every", "device", "report_to", "keep_checkpoints", "cache", "cache_limit_gb", "cache_projected"),
+    *("eval_every", "eval_limit", "metric", "patience", "recipe", "score_before", "allow_shared"),
+)
+
+
+def require_data(sources: Sequence[DataSource], root: Path) -> None:
+    """Makes sure that every data set is there.
+
+    Raises:
+        ExperimentError: Files are missing; the message names each set, what was looked for, and where it comes from.
+    """
+    missing = []
+    for source in sources:
+        folder = root / source.folder
+        lacking = [pattern for pattern in source.files if next(folder.glob(pattern), None) is None]
+        if lacking:
+            state = "lacks" if folder.is_dir() else "does not exist; it must hold"
+            missing.append(f"  {source.name}: {folder} {state} {', '.join(lacking)}\n    from {source.source}")
+    if missing:
+        raise ExperimentError(
+            f"{len(missing)} of {len(sources)} data sets are not in the data root {root}:\n" + "\n".join(missing) + "\n"
+            "Put them there, give another --data-root, or name the sets that are there with --data."
+        )
+
+
+@dataclass
+class Workspace:
+    """Model and data of an experiment.
+
+    Attributes:
+        experiment: What to run.
+        root: The data root.
+        output: Folder of the comparison.
+        limit: Use at most so many images of each split; None: all.
+    """
+
+    experiment: Experiment
+    root: Path
+    output: Path
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        self._opened: dict[str, tuple[SegmentationDataset, SegmentationDataset]] = {}
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        return load_sam(self.experiment.model_path())
+
+    @property
+    def base(self) -> nn.Module:
+        """The base model, which stays as it is."""
+        return self._loaded[0]
+
+    @property
+    def processor(self) -> Any:
+        """The processor of the base model."""
+        return self._loaded[1]
+
+    def new_model(self) -> Any:
+        """A copy of the base model to tune."""
+        return copy.deepcopy(self.base)
+
+    @cached_property
+    def weights(self) -> str:
+        """A hash of all weights of the base model."""
+        hashes = fingerprint(self.base.state_dict())
+        return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
+
+    def sets(self, source: DataSource) -> tuple[SegmentationDataset, SegmentationDataset]:
+        """The training and the test images of a data set.
+
+        Raises:
+            DataError: They cannot be read as the experiment says.
+        """
+        if source.name not in self._opened:
+            settings = source.settings(self.root, self.limit)
+            train_set, test_set = (open_dataset(settings, part) for part in (source.train_split, source.test_split))
+            self._opened[source.name] = (_scanned(train_set), _scanned(test_set))
+        return self._opened[source.name]
+
+    def sets_of(self, cell: Cell) -> tuple[Any, Any]:
+        """The images that a cell trains on and is scored on. Trials see no test image."""
+        source, row = self.experiment.source(cell.data), self.experiment.row(cell.row)
+        train_set, test_set = self.sets(source)
+        search = self.experiment.search
+        seed = cell.number
+        if cell.kind == "trial" and search is not None:
+            seed = search.seed
+            by_volume = source.options.get("split_volumes", False)
+            kept, held_out = hold_out(train_set.names, search.held_out, seed, by_volume=by_volume)
+            if not kept:
+                raise ExperimentError(
+                    f"{source.name} has {len(train_set)} training images, too few to hold out {search.held_out:.0%} of "
+                    "them to choose learning rates."
+                )
+            train_set, test_set = train_set.subset(kept), train_set.subset(held_out)
+        if row.train_images is not None:
+            train_set = _some(train_set, row.train_images, seed, source)
+        return train_set, test_set
+
+    def cached(self, cell: Cell) -> bool:
+        """Whether a cell trains and is scored from cached features."""
+        source, row = self.experiment.source(cell.data), self.experiment.row(cell.row)
+        return source.cache and not METHODS[row.method].trains_upstream
+
+    def settings_of(self, cell: Cell, rates: Mapping[str, float]) -> dict[str, Any]:
+        """Everything that decides the result of a cell, as plain values; two results are comparable if it is equal."""
+        experiment = self.experiment
+        source, row = experiment.source(cell.data), experiment.row(cell.row)
+        train_set, test_set = self.sets_of(cell)
+        training = train_settings_of(experiment, source, row, cell, rates).to_dict()
+        settings: dict[str, Any] = {
+            "model": {"name": experiment.model, "weights": self.weights},
+            "method": row.method,
+            "options": {**METHODS[row.method].options, **row.options},
+            "data": {
+                "folder": source.folder,
+                "layout": source.layout,
+                **source.options,
+                "limit": self.limit,
+                "test_split": source.test_split,
+                "test_images": _names(test_set),
+            },
+            "cached": self.cached(cell),
+            "evaluation": asdict(experiment.eval_settings()),
+        }
+        if cell.kind != "once":
+            settings["data"] |= {"train_split": source.train_split, "train_images": _names(train_set)}
+            settings["training"] = {name: value for name, value in training.items() if name not in _NOT_COMPARED}
+            settings["prompts"] = asdict(experiment.prompt_settings(source, row))
+        return json.loads(json.dumps(settings))
+
+
+def train_settings_of(
+    experiment: Experiment, source: DataSource, row: MethodRow, cell: Cell, rates: Mapping[str, float]
+) -> Any:
+    """The training settings of a cell, with the rates that were chosen for it or that it tries."""
+    more: dict[str, Any] = {**rates, "eval_every": "never", "report_to": "none", "seed": cell.number}
+    # A score of the test images before the first step is what the row that trains nothing gives.
+    more["score_before"] = False
+    search = experiment.search
+    if cell.kind == "trial" and search is not None:
+        more["seed"] = search.seed
+        if search.epochs is not None:
+            more["epochs"] = search.epochs
+    return experiment.train_settings(source, row, **more)
+
+
+def hold_out(names: Sequence[str], part: float, seed: int, *, by_volume: bool = False) -> tuple[list[int], list[int]]:
+    """Indices of the images to go on training with, and of those set aside: at least one, drawn by the seed.
+
+    Args:
+        names: Names of the images.
+        part: Part of them to set aside.
+        seed: Of the draw.
+        by_volume: Set whole CT volumes aside and not single slices.
+    """
+    unit_of = [volume_of(name) if by_volume else name for name in names]
+    units = sorted(set(unit_of))
+    order = np.random.default_rng([seed, 3]).permutation(len(units))
+    chosen = {units[i] for i in order[: max(1, round(part * len(units)))]}
+    kept = [index for index, unit in enumerate(unit_of) if unit not in chosen]
+    return kept, [index for index, unit in enumerate(unit_of) if unit in chosen]
+
+
+def _scanned(dataset: SegmentationDataset) -> SegmentationDataset:
+    return dataset.scanned() if len(dataset) <= _SCANNED_UP_TO else dataset
+
+
+def _some(dataset: SegmentationDataset, count: int, seed: int, source: DataSource) -> SegmentationDataset:
+    if count > len(dataset):
+        raise ExperimentError(
+            f"A row trains on {count} images, but {source.name} has {len(dataset)} to train on"
+            " (after --limit and what is held out for trials)."
+        )
+    chosen = np.random.default_rng([seed, 2]).permutation(len(dataset))[:count]
+    return dataset.subset(sorted(chosen.tolist()))
+
+
+def _names(dataset: SegmentationDataset) -> str:
+    digest = hashlib.sha256("\n".join(dataset.names).encode()).hexdigest()[:16]
+    return f"{len(dataset)} images, names {digest}"
