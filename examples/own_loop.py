@@ -58,9 +58,7 @@ def main(arguments: Arguments) -> None:
                 output = model(
                     pixel_values=batch["pixel_values"], input_boxes=batch["input_boxes"], multimask_output=False
                 )
-                logits = torch.nn.functional.interpolate(
-                    output.pred_masks[:, :, 0], batch["masks"].shape[-2:], mode="bilinear"
-                )
+                logits = output.pred_masks[:, :, 0]
                 loss = segmentation_loss(
                     logits, batch["masks"], batch["instance_valid"], batch["pixel_valid"], lambda_focal=0.5
                 ).total

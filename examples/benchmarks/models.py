@@ -98,7 +98,7 @@ def training_step(model: nn.Module, pixel_values: Tensor, batch: dict[str, Tenso
     ``--loss_resolution logits`` does.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=1e-5)
+    optimizer = torch.optim.Adam(trained, lr=1e-5, fused=True)
     # A step of zeros changes nothing but makes the optimizer's state, which is not what a later step takes.
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
@@ -111,8 +111,6 @@ def training_step(model: nn.Module, pixel_values: Tensor, batch: dict[str, Tenso
         if small_loss:
             masks = F.interpolate(masks.float(), size=logits.shape[-2:], mode="area") >= 0.5
             valid = F.interpolate(valid[None].float(), size=logits.shape[-2:], mode="area")[0] >= 0.5
-        else:
-            logits = F.interpolate(logits, size=masks.shape[-2:], mode="bilinear", align_corners=False)
         loss = segmentation_loss(logits, masks, batch["instance_valid"], valid, lambda_focal=0.5)
         optimizer.zero_grad()
         loss.total.backward()

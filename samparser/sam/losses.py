@@ -1,6 +1,7 @@
 """The loss of SAM-PARSER's Eq. 5: binary cross-entropy, focal loss and soft Dice, per instance."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,13 +46,16 @@ def segmentation_loss(
     so that a training step on an empty image neither fails nor moves a weight.
 
     Half-precision logits are computed in float32, also under autocast; float64 stays float64. What padded instances
-    and invalid pixels hold is ignored, not-a-number included.
+    and invalid pixels hold is ignored, not-a-number included. The gradient is computed beside the loss; a second
+    derivative is refused.
 
     Args:
         logits: (B, N, h, w), the model's raw output, any floating dtype.
-        targets: (B, N, h, w), bool, or numbers from 0 to 1 (soft masks, e.g. a mask averaged down).
+        targets: (B, N, H, W), bool, or numbers from 0 to 1 (soft masks, e.g. a mask averaged down). Where they are
+            larger than the logits, the logits are enlarged to them, bilinearly, a few instances at a time: masks at
+            input size cost no more memory than masks at the logits' size.
         instance_valid: (B, N) bool, False for the rows that pad an image to N instances.
-        pixel_valid: (B, h, w) bool, False in the padding of the image and in void areas; weights from 0 to 1 serve too.
+        pixel_valid: (B, H, W) bool, False in the padding of the image and in void areas; weights from 0 to 1 serve too.
         lambda_focal: The share of the focal loss, from 0 to 1. The paper: 0 for single-instance scenes such as
             medical slices. At 0 the focal term is not computed and is reported as zero.
         gamma: How strongly the focal loss turns away from pixels that are already right; 0 makes it the cross-entropy
@@ -65,46 +69,139 @@ def segmentation_loss(
     """
     _check(logits, targets, instance_valid, pixel_valid)
     _check_settings(lambda_focal, gamma, alpha, dice_smooth)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    equation = _Equation(lambda_focal, gamma, alpha, dice_smooth)
     with torch.autocast(logits.device.type, enabled=False):
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        weight = instance_valid[..., None, None].to(dtype)
+        total, ce, focal, dice = _Loss.apply(logits, targets, instance_valid, pixel_valid, equation, dtype)
+    return LossTerms(total, ce, focal, dice)
+
+
+CHUNK_PIXELS = 2**20
+"""Instances are worked on together up to this many pixels: one mask of 1024 x 1024, or sixteen of 256 x 256."""
+
+
+class _Loss(torch.autograd.Function):
+    """The loss, with its gradient computed beside it.
+
+    Autograd would keep a dozen maps of every instance at the size of the targets until the backward pass. Here a few
+    instances at a time are enlarged, compared and forgotten; what stays is the gradient at the size of the logits.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        targets: Tensor,
+        instance_valid: Tensor,
+        pixel_valid: Tensor | None,
+        equation: "_Equation",
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        height, width = targets.shape[-2:]
+        counted = instance_valid.bool()
         if pixel_valid is not None:
-            weight = weight * pixel_valid[:, None].to(dtype)
-        weight = weight.expand(logits.shape)
-        # Selecting before computing keeps a not-a-number in a padded row out of the sums and of their gradients.
-        x = torch.where(weight > 0, logits.to(dtype), 0)
-        t = torch.where(weight > 0, targets.to(dtype), 0)
+            counted = counted & (pixel_valid > 0).flatten(1).any(1)[:, None]
+        chosen = counted.nonzero()
+        scale = 1 / max(len(chosen), 1)
+        gradient = torch.zeros_like(logits) if ctx.needs_input_grad[0] else None
+        sums = logits.new_zeros(3, dtype=dtype)
+        for images, rows in (part.unbind(1) for part in chosen.split(max(1, CHUNK_PIXELS // max(1, height * width)))):
+            small = logits[images, rows].to(dtype)
+            with torch.enable_grad():
+                small.requires_grad_(gradient is not None)
+                x = _enlarged(small, (height, width))
+            weight = None if pixel_valid is None else pixel_valid[images]
+            terms, slope = equation.apply(
+                x.detach(), targets[images, rows].to(dtype), weight, with_gradient=gradient is not None
+            )
+            sums += terms.sum(1)
+            if gradient is not None and slope is not None:
+                if x is not small:
+                    (slope,) = torch.autograd.grad(x, small, slope)
+                gradient[images, rows] = slope.mul_(scale).to(gradient.dtype)
+        ce, focal, dice = (sums * scale).unbind()
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(ce, focal, dice)
+        return (1 - equation.lambda_focal) * ce + equation.lambda_focal * focal + dice, ce, focal, dice
 
-        pixels = weight.sum((-2, -1))
-        counted = (pixels > 0).to(dtype)
-        instances = counted.sum().clamp(min=1)
-
-        def pixel_mean(values: Tensor) -> Tensor:
-            return (values * weight).sum((-2, -1)) / pixels.clamp(min=torch.finfo(dtype).tiny)
-
-        def instance_mean(values: Tensor) -> Tensor:
-            return (values * counted).sum() / instances
-
-        cross_entropy = F.binary_cross_entropy_with_logits(x, t, reduction="none")
-        probability = torch.sigmoid(x)
-        ce = instance_mean(pixel_mean(cross_entropy))
-        focal = torch.zeros_like(ce)
-        if lambda_focal > 0:
-            focal = instance_mean(pixel_mean(_focal(probability, t, cross_entropy, gamma, alpha)))
-        overlap = (probability * t * weight).sum((-2, -1))
-        areas = ((probability + t) * weight).sum((-2, -1))
-        dice = instance_mean(1 - (2 * overlap + dice_smooth) / (areas + dice_smooth))
-        total = (1 - lambda_focal) * ce + lambda_focal * focal + dice
-    return LossTerms(total=total, ce=ce.detach(), focal=focal.detach(), dice=dice.detach())
+    @staticmethod
+    def backward(ctx: Any, total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("segmentation_loss has no second derivative: call backward without create_graph=True.")
+        (gradient,) = ctx.saved_tensors
+        return (gradient * total.to(gradient.dtype), None, None, None, None, None)
 
 
-def _focal(probability: Tensor, targets: Tensor, cross_entropy: Tensor, gamma: float, alpha: float | None) -> Tensor:
-    missed = probability + targets - 2 * probability * targets  # 1 - s_t, also for soft targets
-    # At 0 the power has an infinite slope for gamma < 1; the clamp gives saturated pixels no gradient instead.
-    loss = missed.clamp(min=torch.finfo(missed.dtype).tiny).pow(gamma) * cross_entropy
-    if alpha is not None:
-        loss = (targets * alpha + (1 - targets) * (1 - alpha)) * loss
-    return loss
+def _enlarged(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(logits.shape[-2:]) == size:
+        return logits
+    return F.interpolate(logits[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+@dataclass(frozen=True)
+class _Equation:
+    """Eq. 5 with its numbers, and its derivative."""
+
+    lambda_focal: float
+    gamma: float
+    alpha: float | None
+    dice_smooth: float
+
+    def apply(
+        self, x: Tensor, t: Tensor, weight: Tensor | None, *, with_gradient: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Terms (3, k) of k instances, and the derivative (k, h, w) of each one's total by its logits.
+
+        ``x`` and ``t`` (k, h, w) are overwritten. ``weight`` (k, h, w) is bool or from 0 to 1.
+        """
+        if weight is not None:
+            # Selecting before computing keeps a not-a-number in a void area out of the sums and of their gradients.
+            void = weight <= 0
+            x, t = x.masked_fill(void, 0), t.masked_fill_(void, 0)
+            pixels = weight.sum((-2, -1), dtype=x.dtype)
+        else:
+            pixels = x.new_full(x.shape[:1], x.shape[-2] * x.shape[-1])
+        s = torch.sigmoid(x)
+        ce = F.softplus(x, threshold=40).addcmul_(x, t, value=-1)
+        focal, focal_slope = self._focal(s, t, ce, with_gradient) if self.lambda_focal > 0 else (None, None)
+        overlap = _weighted_sum(s * t, weight)
+        areas = _weighted_sum(s + t, weight) + self.dice_smooth
+        dice = 1 - (2 * overlap + self.dice_smooth) / areas
+        mean_ce = _weighted_sum(ce, weight) / pixels
+        mean_focal = torch.zeros_like(mean_ce) if focal is None else _weighted_sum(focal, weight) / pixels
+        terms = torch.stack([mean_ce, mean_focal, dice])
+        if not with_gradient:
+            return terms, None
+        per_pixel, per_area = (1 / pixels)[:, None, None], (1 / areas)[:, None, None]
+        # of Dice: -s (1 - s) (2 t - (1 - dice)) / areas
+        slope = torch.mul(t, -2 * per_area, out=ce)
+        slope.add_((1 - dice)[:, None, None] * per_area)
+        slope.mul_(s).addcmul_(slope, s, value=-1)
+        slope.addcmul_(s.sub_(t), (1 - self.lambda_focal) * per_pixel)
+        if focal_slope is not None:
+            slope.addcmul_(focal_slope, self.lambda_focal * per_pixel)
+        return terms, slope if weight is None else slope.mul_(weight)
+
+    def _focal(self, s: Tensor, t: Tensor, ce: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+        """The focal loss of each pixel and its derivative by the logit."""
+        # 1 - s_t, also for soft targets. At 0 the power has an infinite slope for gamma < 1; the clamp gives saturated
+        # pixels no gradient instead.
+        missed = torch.addcmul(s + t, s, t, value=-2).clamp_(min=torch.finfo(s.dtype).tiny)
+        power = missed.pow(self.gamma)
+        if self.alpha is not None:
+            power.mul_(t * (2 * self.alpha - 1) + (1 - self.alpha))
+        focal = power * ce
+        if not with_gradient:
+            return focal, None
+        # power' ce + power ce', where missed' = (1 - 2 t) s (1 - s) and ce' = s - t
+        slope = (focal * self.gamma).div_(missed)
+        slope.mul_(torch.rsub(t, 1, alpha=2)).mul_(s).addcmul_(slope, s, value=-1)
+        return focal, slope.addcmul_(power, s - t)
+
+
+def _weighted_sum(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Sum over the pixels; ``values`` is overwritten."""
+    return (values if weight is None else values.mul_(weight)).sum((-2, -1))
 
 
 def _check(logits: Tensor, targets: Tensor, instance_valid: Tensor, pixel_valid: Tensor | None) -> None:
@@ -113,16 +210,26 @@ def _check(logits: Tensor, targets: Tensor, instance_valid: Tensor, pixel_valid:
             f"logits must be floating point of shape (B, N, h, w); got {logits.dtype} of shape {tuple(logits.shape)}. "
             "SamModel's pred_masks are (B, N, 1, h, w): pass pred_masks[:, :, 0]."
         )
-    batch, _, height, width = logits.shape
-    expected = {"targets": tuple(logits.shape), "instance_valid": tuple(logits.shape[:2])}
-    given = {"targets": targets, "instance_valid": instance_valid}
+    height, width = logits.shape[-2:]
+    if targets.shape[:2] != logits.shape[:2] or targets.ndim != 4:
+        raise ValueError(
+            f"targets must have shape {(*logits.shape[:2], 'H', 'W')} to go with logits of shape "
+            f"{tuple(logits.shape)}; got {tuple(targets.shape)}."
+        )
+    if targets.shape[-2] * width != targets.shape[-1] * height:
+        raise ValueError(
+            f"targets of {targets.shape[-2]} x {targets.shape[-1]} pixels cannot be compared with logits of {height} x "
+            f"{width}: another shape. SAM's logits cover its padded input; pad the masks as the processor pads images."
+        )
+    expected = {"instance_valid": tuple(logits.shape[:2])}
+    given = {"instance_valid": instance_valid}
     if pixel_valid is not None:
-        expected["pixel_valid"], given["pixel_valid"] = (batch, height, width), pixel_valid
+        expected["pixel_valid"], given["pixel_valid"] = (logits.shape[0], *targets.shape[-2:]), pixel_valid
     for name, tensor in given.items():
         if tuple(tensor.shape) != expected[name]:
             raise ValueError(
-                f"{name} must have shape {expected[name]} to go with logits of shape {tuple(logits.shape)}; "
-                f"got {tuple(tensor.shape)}."
+                f"{name} must have shape {expected[name]} to go with logits of shape {tuple(logits.shape)} and targets "
+                f"of shape {tuple(targets.shape)}; got {tuple(tensor.shape)}."
             )
     if targets.dtype != torch.bool and targets.numel():
         low, high = targets.min().item(), targets.max().item()

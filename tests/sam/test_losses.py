@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samparser.sam import segmentation_loss
+from samparser.sam import losses, segmentation_loss
 from tests.reference import losses as reference
 
 
@@ -46,6 +46,40 @@ def test_each_term_equals_a_loop_over_pixels_in_float64(seed, soft, lambda_focal
         2,
     )
     assert values(terms) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("instances_at_once", [1, 2, 100])
+def test_smaller_logits_are_enlarged_to_the_targets_however_many_instances_are_worked_on_at_once(
+    instances_at_once, monkeypatch
+):
+    monkeypatch.setattr(losses, "CHUNK_PIXELS", instances_at_once * 12 * 15)
+    small = random_case(8)[0].requires_grad_()
+    _, targets, instance_valid, pixel_valid = random_case(9, shape=(2, 3, 12, 15))
+    rest = (targets, instance_valid, pixel_valid)
+    terms = segmentation_loss(small, *rest, lambda_focal=0.3)
+    (gradient,) = torch.autograd.grad(terms.total, small)
+    large = torch.nn.functional.interpolate(small, (12, 15), mode="bilinear", align_corners=False)
+    expected = segmentation_loss(large, *rest, lambda_focal=0.3)
+    (expected_gradient,) = torch.autograd.grad(expected.total, small)
+    assert values(terms) == pytest.approx(values(expected), rel=1e-12)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-12, atol=1e-15)
+
+
+def test_what_is_kept_until_the_backward_pass_has_the_size_of_the_logits():
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
+        logits = torch.zeros(1, 3, 16, 16, requires_grad=True)
+        targets = torch.zeros(1, 3, 64, 64, dtype=torch.bool)
+        segmentation_loss(logits, targets, torch.ones(1, 3, dtype=torch.bool), lambda_focal=0.5)
+    assert kept == [(1, 3, 16, 16)]
+
+
+def test_a_second_derivative_is_refused():
+    logits, targets, instance_valid, pixel_valid = random_case(0)
+    logits.requires_grad_()
+    total = segmentation_loss(logits, targets, instance_valid, pixel_valid, lambda_focal=0.5).total
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(total, logits, create_graph=True)
 
 
 def test_without_focal_loss_the_term_is_zero_and_the_rest_is_cross_entropy_and_dice():
@@ -183,8 +217,12 @@ def test_pixel_weights_of_one_half_everywhere_leave_the_mean_as_it_is():
         ({"logits": torch.zeros(1, 2, 1, 4, 4)}, r"shape \(1, 2, 1, 4, 4\).*pred_masks\[:, :, 0\]"),
         ({"logits": torch.zeros(1, 2, 4, 4, dtype=torch.int64)}, r"floating point.*torch.int64"),
         (
-            {"targets": torch.zeros(1, 2, 8, 8, dtype=torch.bool)},
-            r"targets must have shape \(1, 2, 4, 4\).*\(1, 2, 8, 8\)",
+            {"targets": torch.zeros(1, 3, 4, 4, dtype=torch.bool)},
+            r"targets must have shape \(1, 2, 'H', 'W'\).*\(1, 3, 4, 4\)",
+        ),
+        (
+            {"targets": torch.zeros(1, 2, 8, 6, dtype=torch.bool)},
+            r"targets of 8 x 6 pixels cannot be compared with logits of 4 x 4.*pad the masks",
         ),
         ({"targets": torch.full((1, 2, 4, 4), 255, dtype=torch.uint8)}, r"torch.uint8 from 255 to 255.*masks > 0"),
         ({"instance_valid": torch.ones(2, 2, dtype=torch.bool)}, r"instance_valid must have shape \(1, 2\).*\(2, 2\)"),
