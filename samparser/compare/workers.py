@@ -2,9 +2,9 @@
 
 import contextlib
 import multiprocessing
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,22 @@ def do(workspace: Workspace, task: Task, rates: dict[str, float]) -> dict[str, A
     except Exception as error:
         # Errors of other packages cannot always be carried from one process to another; their text can.
         raise CellError(
-            f"{task} failed: {type(error).__name__}: {error}\nIts log is {log}. What is finished is kept; the same "
-            "command goes on from there."
+            f"{_title(task)} failed: {type(error).__name__}: {error}\nIts log is {log}. What is finished is kept; "
+            "the same command goes on from there."
+        ) from error
+
+
+def _title(task: Task) -> str:
+    return f"the cost of {task}" if isinstance(task, str) else str(task)
+
+
+def _result(task: Task, future: Future[dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise CellError(
+            f"{_title(task)} failed: its process was ended from outside, which is how systems answer when memory "
+            "runs out. Try fewer --processes. What is finished is kept; the same command goes on from there."
         ) from error
 
 
@@ -88,20 +102,31 @@ class Workers:
         """Runs everything that was added, and what is added meanwhile.
 
         Raises:
-            CellError: A task failed. Running tasks are waited for, no other is started.
+            CellError: A task failed. No other is started; those that run at the same time give their results first.
         """
+        while self.processes == 1 and self._waiting:
+            task, rates = self._waiting.pop(0)
+            yield task, self._alone(task) if isinstance(task, str) else do(self.workspace, task, rates)
+        failed: CellError | None = None
         try:
             while self._waiting or self._running:
-                if self.processes == 1:
-                    task, rates = self._waiting.pop(0)
-                    yield task, self._alone(task) if isinstance(task, str) else do(self.workspace, task, rates)
-                    continue
                 while self._waiting and len(self._running) < self.processes:
                     task, rates = self._waiting.pop(0)
                     self._running[self._executor().submit(_work, task, rates)] = task
                 done, _ = wait(self._running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    yield self._running.pop(future), future.result()
+                    task = self._running.pop(future)
+                    try:
+                        result = _result(task, future)
+                    except CellError as error:
+                        failed = failed or error
+                        continue
+                    yield task, result
+                if failed is not None:
+                    # Also what was added on account of results that came after the failure.
+                    self._waiting.clear()
+            if failed is not None:
+                raise failed
         finally:
             if self._pool is not None:
                 self._pool.shutdown(wait=True, cancel_futures=True)
@@ -110,7 +135,7 @@ class Workers:
     def _alone(self, task: str) -> dict[str, Any]:
         """Runs a measurement in a fresh process, so that its peak of memory is its own."""
         with self._make_pool(1, one_thread=False) as pool:
-            return pool.submit(_work, task, {}).result()
+            return _result(task, pool.submit(_work, task, {}))
 
     def _executor(self) -> ProcessPoolExecutor:
         if self._pool is None:
@@ -119,9 +144,6 @@ class Workers:
 
     def _make_pool(self, processes: int, *, one_thread: bool) -> ProcessPoolExecutor:
         space = self.workspace
-        # The processes inherit this; libraries that bring threads of their own read it when they start.
-        if one_thread:
-            os.environ.setdefault("OMP_NUM_THREADS", "1")
         return ProcessPoolExecutor(
             processes,
             mp_context=multiprocessing.get_context("spawn"),

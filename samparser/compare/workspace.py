@@ -122,7 +122,9 @@ class Workspace:
                 )
             train_set, test_set = train_set.subset(kept), train_set.subset(held_out)
         if row.train_images is not None:
-            train_set = _some(train_set, row.train_images, seed, source)
+            # A trial with few images of everything is no reason to refuse a row.
+            count = row.train_images if self.limit is None else min(row.train_images, len(train_set))
+            train_set = _some(train_set, count, seed, source)
         return train_set, test_set
 
     def cached(self, cell: Cell) -> bool:
@@ -198,7 +200,7 @@ def _some(dataset: SegmentationDataset, count: int, seed: int, source: DataSourc
     if count > len(dataset):
         raise ExperimentError(
             f"A row trains on {count} images, but {source.name} has {len(dataset)} to train on"
-            " (after --limit and what is held out for trials)."
+            " (in trials, after some are held out)."
         )
     chosen = np.random.default_rng([seed, 2]).permutation(len(dataset))[:count]
     return dataset.subset(sorted(chosen.tolist()))

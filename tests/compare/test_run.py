@@ -87,13 +87,13 @@ def test_trials_see_no_test_image_and_the_best_of_them_decides_the_rates(finishe
     output, _, _ = finished
     for row in ("decoder", "samparser"):
         trials = [result(output, f"toy--{row}--trial{number}") for number in (0, 1)]
-        assert all(set(trial["units"]["miou"]) <= {f"train-{i:03d}.png" for i in range(6)} for trial in trials)
+        assert all(set(trial["units"]["miou"]) <= {f"train/train-{i:03d}.png" for i in range(6)} for trial in trials)
         assert trials[0]["settings"]["data"]["train_images"].startswith("3 images")
         best = max(trials, key=lambda trial: trial["scores"]["instance_image_mean"]["miou"])
         final = result(output, f"toy--{row}--seed0")
         assert final["rates"] == best["rates"]
         assert final["settings"]["training"]["learning_rate"] == best["rates"]["learning_rate"]
-        assert set(final["units"]["miou"]) == {f"val-{i:03d}.png" for i in range(6)}
+        assert set(final["units"]["miou"]) == {f"val/val-{i:03d}.png" for i in range(6)}
 
 
 def test_a_second_command_runs_nothing_and_writes_the_same_page(copied, experiment, data_root, ran):
