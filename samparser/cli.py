@@ -5,18 +5,26 @@ tell the same. A mistake in the input ends with one message and exit status 2; `
 """
 
 import json
+import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ._version import __version__
 
 
 def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
+
+
+_MODEL_HELP = "A SAM checkpoint (base or merged) or an adapter: a local folder, or a name on the Hugging Face hub."
+_ADAPTER_HELP = "The adapter: its folder (for instance RUN/adapter), or its name on the Hugging Face hub."
+_DEVICE_HELP = "auto: a GPU where there is one; cpu: never a GPU."
 
 
 @dataclass(frozen=True)
@@ -41,18 +49,19 @@ class TrainCommand:
 class EvaluateCommand:
     """Score a base model, an adapter or a merged model on a data set."""
 
-    model: str = field(metadata={"help": "A SAM checkpoint (base or merged), or the folder of an adapter."})
+    model: str = field(metadata={"help": _MODEL_HELP})
     base: str | None = _option(None, "Base model of the adapter; not given: the one that the adapter names.")
     split: str = _option("val", "Split to score.")
     output: str | None = _option(None, "Folder for scores.json and scores.csv (one row per instance).")
     limit_images: int | None = _option(None, "Score only so many images.")
+    device: Literal["auto", "cpu"] = _option("auto", _DEVICE_HELP)
 
 
 @dataclass(frozen=True)
 class PredictCommand:
     """Segment images with boxes, points or a grid of points."""
 
-    model: str = field(metadata={"help": "A SAM checkpoint (base or merged), or the folder of an adapter."})
+    model: str = field(metadata={"help": _MODEL_HELP})
     images: list[str] = field(metadata={"help": "Image files, or folders of images."})
     output: str = field(metadata={"help": "Folder for masks (label PNG), overlays (PNG) and masks.json (COCO, RLE)."})
     base: str | None = _option(None, "Base model of the adapter; not given: the one that the adapter names.")
@@ -61,13 +70,15 @@ class PredictCommand:
     )
     points: str | None = _option(None, "JSON file {image file name: [[x, y], ...]}, one foreground point per object.")
     grid: int | None = _option(None, "Segment everything from a grid of so many points per side; needs no prompts.")
+    batch: int = _option(64, "Prompts decoded together; bounds the memory, does not change the masks.")
+    device: Literal["auto", "cpu"] = _option("auto", _DEVICE_HELP)
 
 
 @dataclass(frozen=True)
 class MergeCommand:
     """Write an adapter and its base as one plain SamModel that needs no samparser."""
 
-    adapter: str = field(metadata={"help": "Folder of the adapter (for instance RUN/adapter)."})
+    adapter: str = field(metadata={"help": _ADAPTER_HELP})
     out: str = field(metadata={"help": "Folder for the merged checkpoint."})
     base: str | None = _option(None, "Base model; not given: the one that the adapter names.")
 
@@ -112,7 +123,8 @@ class CompareCommand:
 def _parse(verb: str, types: Sequence[type], arguments: Sequence[str], positional: Sequence[str] = ()) -> Any:
     from transformers import HfArgumentParser
 
-    parser = HfArgumentParser(types, prog=f"samparser {verb}", description=types[0].__doc__)
+    short = f"samparser {verb} {' '.join(name.upper() for name in positional)}".rstrip() + " [options]"
+    parser = HfArgumentParser(types, prog=f"samparser {verb}", usage=short, description=types[0].__doc__)
     words = list(arguments)
     # `samparser merge ADAPTER OUT` reads like a sentence; the same values can be given by name. The last position takes
     # all words up to the first option.
@@ -123,7 +135,44 @@ def _parse(verb: str, types: Sequence[type], arguments: Sequence[str], positiona
         named += [f"--{name}", *values] if values else []
     if not positional and given:
         raise ValueError(f"{given[0]!r} is not an option; `samparser {verb} --help` lists the options.")
+    known = {option for action in parser._actions for option in action.option_strings}
+    for word in named:
+        option = word.partition("=")[0]
+        # Abbreviations are argparse's to resolve, and negative numbers are values.
+        if re.match(r"--?[A-Za-z]", option) and not any(name.startswith(option) for name in known):
+            near = get_close_matches(option, known, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"There is no option {option}: {hint}`samparser {verb} --help` lists the options.")
     return parser.parse_args_into_dataclasses(args=named, look_for_args_file=False)
+
+
+def _say(text: object) -> None:
+    """Prints on the first of the processes that ``accelerate launch`` starts."""
+    if _first_process():
+        print(text, flush=True)
+
+
+def _first_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _on_device(model: Any, device: str) -> Any:
+    """The model on this process's GPU, where there is one and ``device`` allows it."""
+    import torch
+
+    if device == "cpu" or not torch.accelerator.is_available():
+        return model
+    from accelerate import PartialState
+
+    return model.to(PartialState().device)
+
+
+def _output_folder(path: str) -> Path:
+    """The folder that results go to, looked at before the work begins rather than after it."""
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder to write to.")
+    return folder
 
 
 # Up to so many images are read once before a run, so that one bad file is left out rather than stops the run later.
@@ -135,20 +184,36 @@ def _open_split(data: Any, split: str) -> Any:
 
     dataset = open_dataset(data, split)
     if not data.scan and len(dataset) <= _SCANNED_UP_TO:
-        dataset = dataset.scanned()
-    print(f"{split}: {len(dataset)} images of layout {dataset.layout}, {len(dataset.skipped)} entries skipped")
+        dataset = open_dataset(replace(data, scan=True), split)
+    images, entries = _count(len(dataset), "image"), _count(len(dataset.skipped), "entry", "entries")
+    _say(f"{split}: {images} of layout {dataset.layout}, {entries} skipped")
     for skip in dataset.skipped[:5]:
-        print(f"  skipped {skip.where}: {skip.why}")
+        _say(f"  skipped {skip.where}: {skip.why}")
     if len(dataset.skipped) > 5:
-        print("  ... `samparser data check` counts all reasons")
+        _say("  ... `samparser data check` counts all reasons")
     return dataset
+
+
+def _count(number: int, noun: str, several: str | None = None) -> str:
+    return f"{number:,} {noun if number == 1 else several or noun + 's'}"
+
+
+def _chosen(settings: Any) -> str:
+    """What the recipe filled in and what differs from the defaults, by name."""
+    from .training import RECIPES
+
+    resolved = settings.resolved()
+    shown = ["coefficient_lr", *RECIPES[resolved.recipe]]
+    shown += [part.name for part in fields(resolved) if getattr(resolved, part.name) != part.default]
+    names = [name for name in dict.fromkeys(shown) if name != "recipe"]
+    return f"recipe {resolved.recipe}: " + ", ".join(f"{name} {getattr(resolved, name)}" for name in names)
 
 
 def _train(arguments: Sequence[str]) -> int:
     from .methods import build, describe, save_trained
     from .sam import load_sam
     from .sam.data import DataSettings, PromptSettings
-    from .training import EvalSettings, TrainSettings, train
+    from .training import EvalSettings, TrainSettings, train, verdict
 
     types = (TrainCommand, DataSettings, PromptSettings, TrainSettings, EvalSettings)
     command, data, prompts, settings, scoring = _parse("train", types, arguments)
@@ -156,11 +221,14 @@ def _train(arguments: Sequence[str]) -> int:
         options = json.loads(command.method_options)
     except ValueError as error:
         raise ValueError(f"--method_options is not JSON ({error}): {command.method_options!r}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f'--method_options must be a JSON object such as {{"rank": 64}}; got {command.method_options}')
     base, processor = load_sam(command.model)
     train_set = _open_split(data, command.train_split)
     eval_set = None if command.eval_split == "none" else _open_split(data, command.eval_split)
     model = build(command.method, base, **options)
-    print(describe(model))
+    total = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    _say(f"{describe(model)}; the other {total:,} parameters are frozen")
     context = {
         "model": command.model,
         "method": command.method,
@@ -169,7 +237,7 @@ def _train(arguments: Sequence[str]) -> int:
         "train_split": command.train_split,
         "eval_split": command.eval_split,
     }
-    print("settings: " + json.dumps(settings.resolved().to_dict()))
+    _say(f"{_chosen(settings)} (all settings: {Path(command.output) / 'settings.json'})")
     result = train(
         model,
         processor,
@@ -185,8 +253,10 @@ def _train(arguments: Sequence[str]) -> int:
         save=save_trained,
     )
     if result.scores is not None:
-        print(result.scores)
-    print(f"{result.steps} steps; everything is in {result.folder.path}, the adapter in {result.folder.adapter}")
+        _say(result.scores)
+    if result.scores is not None and result.before is not None:
+        _say(f"\n{verdict(result.before, result.scores)}\n")
+    _say(f"{result.steps} steps; everything is in {result.folder.path}, the adapter in {result.folder.adapter}")
     return 0
 
 
@@ -198,12 +268,12 @@ def _evaluate(arguments: Sequence[str]) -> int:
     from .training.run_folder import versions
 
     command, data, scoring = _parse("evaluate", (EvaluateCommand, DataSettings, EvalSettings), arguments, ("model",))
+    folder = _output_folder(command.output) if command.output else None
     model, processor = load_model(command.model, base=command.base)
     dataset = _open_split(data, command.split)
-    table = evaluate(model, processor, dataset, scoring, limit=command.limit_images)
-    print(table)
-    if command.output:
-        folder = Path(command.output)
+    table = evaluate(_on_device(model, command.device), processor, dataset, scoring, limit=command.limit_images)
+    _say(table)
+    if folder is not None and _first_process():
         folder.mkdir(parents=True, exist_ok=True)
         table.to_csv(folder / "scores.csv")
         settings = {"command": asdict(command), "data": asdict(data), "evaluation": asdict(scoring)}
@@ -223,23 +293,28 @@ def _predict(arguments: Sequence[str]) -> int:
         raise ValueError(f"Give exactly one of --boxes, --points and --grid; given: {', '.join(given) or 'none'}.")
     model, processor = load_model(command.model, base=command.base)
     written = predict_files(
-        model,
+        _on_device(model, command.device),
         processor,
         command.images,
-        command.output,
+        _output_folder(command.output),
         boxes=command.boxes,
         points=command.points,
         grid=command.grid,
+        batch=command.batch,
     )
-    print(f"{len(written)} images segmented; masks, overlays and masks.json are in {command.output}")
+    print(f"{_count(len(written), 'image')} segmented; masks, overlays and masks.json are in {command.output}")
     return 0
 
 
 def _merge(arguments: Sequence[str]) -> int:
     from .methods import load_model, merged
+    from .methods.loading import trained_folder
 
     (command,) = _parse("merge", (MergeCommand,), arguments, ("adapter", "out"))
-    out = Path(command.out)
+    out = _output_folder(command.out)
+    if trained_folder(command.adapter) is None:
+        load_model(command.adapter)  # says what it is where it is no model either
+        raise ValueError(f"{command.adapter} is a whole model already, so there is nothing to merge.")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; choose another folder for the merged model.")
     model, processor = load_model(command.adapter, base=command.base)

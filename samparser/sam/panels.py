@@ -120,8 +120,18 @@ def _view(row: Panel) -> tuple[slice, slice]:
     whole = (slice(None), slice(None))
     if not covered.any():
         return whole
-    part = (_range(np.asarray(covered.any(axis=1))), _range(np.asarray(covered.any(axis=0))))
+    rows, columns = _range(np.asarray(covered.any(axis=1))), _range(np.asarray(covered.any(axis=0)))
+    # A narrow strip would take a page to draw: its short side is widened.
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    part = _widened(rows, width // 2, covered.shape[0]), _widened(columns, int(height / 1.25), covered.shape[1])
     return part if covered[part].size < 0.7 * covered.size else whole
+
+
+def _widened(part: slice, least: int, length: int) -> slice:
+    """The slice with at least so many places, as far as there are, spread evenly to both sides."""
+    missing = max(0, min(least, length) - (part.stop - part.start))
+    start = min(max(0, part.start - missing // 2), length - (part.stop - part.start) - missing)
+    return slice(start, start + part.stop - part.start + missing)
 
 
 def _range(covered: np.ndarray) -> slice:

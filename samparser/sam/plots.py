@@ -16,6 +16,7 @@ __all__ = ["Panel", "best_median_worst", "draw_panels", "score_curves", "side_by
 
 _LOSSES = {"loss": "loss (Eq. 5)", "ce": "cross-entropy", "focal": "focal", "dice": "Dice loss"}
 _SCORES = {"eval_miou": "mIoU", "eval_f1": "F1 (= Dice)"}
+_BEFORE = {"eval_miou": "before_miou", "eval_f1": "before_f1"}
 
 
 def score_curves(log: str | Path, path: str | Path) -> Path:
@@ -23,7 +24,8 @@ def score_curves(log: str | Path, path: str | Path) -> Path:
 
     Args:
         log: ``log.jsonl`` of a run: one JSON object per line with ``step`` and any of ``loss``, ``ce``, ``focal``,
-            ``dice``, ``eval_miou``, ``eval_f1``. Other keys are ignored, and so is a last line cut off by a kill.
+            ``dice``, ``eval_miou``, ``eval_f1``; ``before_miou`` and ``before_f1``, the scores before the first step,
+            are drawn as level lines. Other keys are ignored, and so is a last line cut off by a kill.
         path: File to write; the suffix chooses the format.
 
     Returns:
@@ -50,6 +52,19 @@ def score_curves(log: str | Path, path: str | Path) -> Path:
             marker = "o" if len(values) <= 40 else None
             axis.plot(steps, values, color=colour, linestyle=dash, marker=marker, markersize=4, label=labels[key])
             if percent:
+                start = _series(rows, _BEFORE[key])
+                if len(start):
+                    axis.axhline(100 * start[0, 1], color=colour, linewidth=1, alpha=0.6)
+                    label = f"{labels[key]} before tuning"
+                    axis.annotate(
+                        label,
+                        (0.01, 100 * start[0, 1]),
+                        xycoords=("axes fraction", "data"),
+                        fontsize=8,
+                        color=colour,
+                        xytext=(0, 2),
+                        textcoords="offset points",
+                    )
                 _mark_best(axis, steps, values, colour)
         axis.set_xlabel("step")
         axis.set_ylabel("validation score (%)" if percent else "training loss")

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from torch import nn
 from .extras import require
 from .grid import generate_masks
 from .mask_files import SegmentedImage, write_coco, write_image, write_label_png
+from .memory import PREDICTION, advising
 from .overlays import overlay
 from .prediction import predict
+from .prompt_checks import check_boxes, check_points
 
 
 def predict_files(
@@ -47,11 +49,13 @@ def predict_files(
         progress: Show a progress bar.
 
     Returns:
-        The label PNGs written. Images without prompts, and images that do not open, are left out with a warning.
+        The label PNGs written. Images without prompts, and images of a folder that do not open, are left out with a
+        warning.
 
     Raises:
         ValueError: Not exactly one kind of prompt, a malformed prompt file, prompts for an image that is not there,
-            prompts outside their image, or two images that would be written to one file.
+            prompts outside their image, two images that would be written to one file, or an image given by its own
+            name that is none. All of these are found before anything is written.
         FileNotFoundError: An image or prompt file does not exist.
         ImportError: Pillow, pycocotools or tqdm is missing.
     """
@@ -61,42 +65,81 @@ def predict_files(
     if len(given) != 1:
         raise ValueError(f"Give exactly one of boxes, points and grid; given: {', '.join(given) or 'none'}.")
     output = Path(output)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file; name a folder to write to.")
+    images = [Path(image) for image in images]
     files = find_images(images, output)
     prompts: dict[str, Any] = {}
     if grid is None:
         prompts = _prompts_by_name(boxes or points or "", files, columns=2 if points else 4)
         if without := [name for name in files if name not in prompts]:
             warnings.warn(f"{len(without)} of {len(files)} images have no prompts, first {without[0]}.", stacklevel=2)
-    todo = [name for name in files if grid is not None or name in prompts]
+    failed = _check_before(files, prompts, images, _input_size(processor), kind=given[0])
+    todo = [name for name in files if (grid is not None or name in prompts) and name not in failed]
     written: list[Path] = []
-    failed: list[str] = []
 
     def segment() -> Iterator[SegmentedImage]:
         for name in require("tqdm.auto", "Progress").tqdm(todo, unit="image", disable=not progress):
             try:
                 image = _read(files[name])
             except ValueError as error:
-                failed.append(str(error))
+                failed[name] = str(error)
                 continue
             scores = None
             if grid is not None:
                 masks, scores = generate_masks(model, processor, image, points_per_side=grid)
             else:
-                try:
-                    kind = {given[0]: prompts[name]}
-                    masks = predict(model, processor, image, batch=batch, **kind)
-                except ValueError as error:
-                    raise ValueError(f"{name}: {error}") from error
+                masks = predict(model, processor, image, batch=batch, **{given[0]: prompts[name]})
             path = output / "masks" / Path(name).with_suffix(".png")
             write_label_png(masks, path)
             write_image(overlay(image, masks), output / "overlays" / Path(name).with_suffix(".png"))
             written.append(path)
             yield SegmentedImage(name, masks, None if scores is None else scores.tolist())
+        if failed and not written:
+            raise ValueError(f"None of the images could be read. {next(iter(failed.values()))}")
 
-    write_coco(output / "masks.json", segment())
+    with advising(PREDICTION):
+        write_coco(output / "masks.json", segment())
     if failed:
-        warnings.warn(f"{len(failed)} of {len(todo)} images left out, first: {failed[0]}", stacklevel=2)
+        first = next(iter(failed.values()))
+        warnings.warn(f"{len(failed)} of {len(files)} images left out, first: {first}", stacklevel=2)
     return written
+
+
+def _check_before(
+    files: Mapping[str, Path], prompts: Mapping[str, Any], images: Sequence[Path], target: int, kind: str
+) -> dict[str, str]:
+    """Looks at the head of every image and at its prompts, so that a mistake in the last one is found first.
+
+    Returns:
+        What is wrong with the images that do not open, by NAME.
+
+    Raises:
+        ValueError: Prompts do not fit their image, or an image given by its own name does not open.
+    """
+    from .data.images import image_size
+
+    failed = {}
+    for name, path in files.items():
+        try:
+            size = image_size(path)
+        except ValueError as error:
+            if path in images:
+                raise
+            failed[name] = str(error)
+            continue
+        try:
+            if kind == "boxes" and name in prompts:
+                check_boxes(prompts[name], size, target)
+            elif kind == "points" and name in prompts:
+                check_points(prompts[name], None, size)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return failed
+
+
+def _input_size(processor: Any) -> int:
+    return int(getattr(processor, "image_processor", processor).size["longest_edge"])
 
 
 def find_images(images: Iterable[str | Path], output: Path | None = None) -> dict[str, Path]:
@@ -140,12 +183,19 @@ def _read(path: Path) -> np.ndarray:
 def _prompts_by_name(file: str | Path, files: dict[str, Path], columns: int) -> dict[str, Sequence[Any]]:
     shape = "[x, y]" if columns == 2 else "[x0, y0, x1, y1]"
     expected = f'{{"image.png": [{shape}, ...], ...}}'
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"There is no prompt file {file}. It must hold {expected}.")
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not JSON ({error}). It must hold {expected}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}; it must hold {expected}.")
+    if {"images", "annotations"} <= content.keys():
+        raise ValueError(
+            f"{file} is a COCO annotation file; prompts are {expected}, with COCO's (x, y, width, height) written as "
+            "(x, y, x + width, y + height). To score a model on a COCO file use evaluate."
+        )
     prompts: dict[str, Sequence[Any]] = {}
     for key, rows in content.items():
         if not _is_table(rows, columns):

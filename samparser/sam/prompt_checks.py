@@ -6,6 +6,8 @@ import numpy as np
 
 # Annotation tools round outwards: boxes that end a pixel outside the image are common and harmless.
 _MARGIN = 1.0
+# Longest side of the input of the published SAMs, in whose frame many scripts write boxes.
+_PUBLISHED = 1024
 
 
 def check_image(image: Any) -> np.ndarray:
@@ -69,6 +71,11 @@ def check_boxes(boxes: Any, size: tuple[int, int], target: int) -> np.ndarray:
         )
     elif not inverted.any() and not _outside(swapped, width, height).any():
         hint = " They would fit with x and y exchanged: the order is (x0, y0, x1, y1)."
+    elif not inverted.any() and max(size) < _PUBLISHED and max(size) < boxes.max() <= _PUBLISHED + _MARGIN:
+        hint = (
+            f" They would fit the input of the published SAMs (longest side {_PUBLISHED}): give pixels of the original "
+            "image, the resizing is done here."
+        )
     else:
         hint = ""
     raise ValueError(

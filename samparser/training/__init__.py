@@ -3,8 +3,10 @@
 This room sees which parameters require a gradient and never asks which method made them trainable.
 """
 
+from ..sam.memory import OutOfMemoryError
+from .before import verdict
 from .evaluation import evaluate
-from .fit import OutOfMemoryError, TrainResult, train
+from .fit import TrainResult, train
 from .run_folder import RunFolder, RunFolderError
 from .settings import RECIPES, EvalSettings, TrainSettings
 from .trainer import SamTrainer
@@ -20,4 +22,5 @@ __all__ = [
     "TrainSettings",
     "evaluate",
     "train",
+    "verdict",
 ]

@@ -11,6 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
 
+from ..sam.memory import SCORING, advising
 from ..sam.metrics import ScoreTable, score_instances
 from ..sam.prediction import predict
 from ..sam.prompts import jitter_boxes
@@ -59,6 +60,9 @@ def evaluate(
             that of one process.
         progress: Show a progress bar (on rank 0).
 
+    Raises:
+        OutOfMemoryError: The device's memory did not suffice; the message names the settings that need less.
+
     Returns:
         One row per instance; ``str()`` of the table prints all averages with their definitions.
     """
@@ -81,7 +85,7 @@ def evaluate(
 
         indices = tqdm(indices, desc="scoring", unit="image", leave=False, dynamic_ncols=True)
     try:
-        with autocast:
+        with autocast, advising(SCORING):
             for index in indices:
                 sample = dataset[index]
                 boxes = prompts_for(sample, index, settings)

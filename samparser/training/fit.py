@@ -2,23 +2,27 @@
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from ..sam.atomic import write_text
 from ..sam.data import PromptedDataset, PromptSettings, collate
 from ..sam.flips import RandomlyFlipped
+from ..sam.memory import TRAINING, advising
 from ..sam.metrics import ScoreTable
 from ..sam.presets import neck_targets
+from .before import ScoreBefore, scores_before
 from .caching import fed_from, images_of, open_cache
 from .callbacks import CheckpointMark, EpochToDataset, JsonLinesLog, LogBeforeCheckpoint, ProgressBar
+from .leakage import shared_image
 from .report import add_scores_to_card, draw_figures
 from .run_folder import RunFolder
 from .settings import EvalSettings, TrainSettings
@@ -27,25 +31,23 @@ from .trainer import SamTrainer, trained_parameters
 if TYPE_CHECKING:
     from ..sam.data import Sample
 
-OUT_OF_MEMORY = (
-    "The device ran out of memory. Three settings help, the first one most: decode fewer instances of an image at a "
-    "time (--max_instances 16), compare masks at the decoder's resolution (--loss_resolution logits), compute in half "
-    "precision (--precision bf16). With several images per step, a smaller --batch_size with "
-    "--gradient_accumulation keeps the same step."
-)
-
-
-class OutOfMemoryError(RuntimeError):
-    """The device's memory did not suffice; the message names the settings that need less."""
-
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run gave: its folder, its final scores (None without validation images) and the steps it took."""
+    """What a run gave.
+
+    Attributes:
+        folder: Where everything is.
+        scores: The final scores; None without validation images.
+        steps: The optimizer steps it took.
+        before: Scores of the same images before the first step; None without validation images or where
+            ``score_before`` was off.
+    """
 
     folder: RunFolder
     scores: ScoreTable | None
     steps: int
+    before: ScoreTable | None = None
 
 
 def _upstream_trains(model: nn.Module) -> bool:
@@ -55,18 +57,6 @@ def _upstream_trains(model: nn.Module) -> bool:
         "vision_encoder" in name and not any(f"{target}." in name for target in neck) and ".neck." not in name
         for name, _ in trained_parameters(model)
     )
-
-
-def _shared_image(train_set: Any, eval_set: Any, most: int = 20) -> str | None:
-    """The name of an image that both sets hold under one name with the same pixels; up to ``most`` names are opened."""
-    if train_set is eval_set:
-        return str(train_set[0].name)
-    places = {name: index for index, name in enumerate(getattr(train_set, "names", ()))}
-    shared = [(name, index) for index, name in enumerate(getattr(eval_set, "names", ())) if name in places]
-    for name, index in shared[:most]:
-        if np.array_equal(train_set[places[name]].image, eval_set[index].image):
-            return name
-    return None
 
 
 def _check(model: nn.Module, train_set: "Sequence[Sample]", settings: TrainSettings, eval_set: Any) -> None:
@@ -79,12 +69,17 @@ def _check(model: nn.Module, train_set: "Sequence[Sample]", settings: TrainSetti
         raise ValueError("The training set is empty: no image with an instance. `samparser data check` says why.")
     if eval_set is not None and len(eval_set) == 0:
         raise ValueError("The validation set is empty: no image with an instance. `samparser data check` says why.")
-    twin = _shared_image(train_set, eval_set) if eval_set is not None else None
-    if twin is not None:
-        raise ValueError(
-            f"{twin} is in both the training and the validation set, so the scores would say nothing. Choose disjoint "
-            "splits; `samparser data check` lists all such images."
+    twins = shared_image(train_set, eval_set) if eval_set is not None else None
+    if twins is not None:
+        same = f"{twins[0]} is" if twins[0] == twins[1] else f"{twins[0]} and {twins[1]} are the same file, which is"
+        problem = (
+            f"{same} in both the training and the validation set, so the scores would say nothing. Choose disjoint "
+            "splits; `samparser data check` counts such images. Where a benchmark is published like this, "
+            "--allow_shared goes on with a warning."
         )
+        if not settings.allow_shared:
+            raise ValueError(problem)
+        warnings.warn(problem, stacklevel=3)
     if settings.gradient_checkpointing and not _upstream_trains(model):
         raise ValueError(
             "gradient_checkpointing saves nothing here: no layer before the neck is trained, so none of them keeps "
@@ -136,6 +131,17 @@ def _training_arguments(folder: RunFolder, settings: TrainSettings, *, has_eval:
         **scoring,
         **(_checkpointing() if settings.gradient_checkpointing else {}),
     )
+
+
+def _check_loggers(arguments: TrainingArguments) -> None:
+    """Finds out before anything is written whether the loggers of ``report_to`` are known and installed."""
+    try:
+        for callback in get_reporting_integration_callbacks(arguments.report_to):
+            callback()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ValueError(
+            f"report_to is {', '.join(arguments.report_to)}: {error} Or leave it out, or give none."
+        ) from error
 
 
 def _checkpointing() -> dict[str, Any]:
@@ -198,6 +204,8 @@ def train(
     if cache is not None:
         cache.need(len(images))
     folder = RunFolder(Path(output))
+    arguments = _training_arguments(folder, settings, has_eval=eval_set is not None)
+    _check_loggers(arguments)
     everything = {
         **(context or {}),
         "train": settings.to_dict(),
@@ -207,7 +215,6 @@ def train(
     first_process = int(os.environ.get("RANK", "0")) == 0
     if first_process:
         folder.open(everything, resume=resume, overwrite=overwrite)
-    arguments = _training_arguments(folder, settings, has_eval=eval_set is not None)
     with fed_from(cache, model, processor, images, arguments) as fed:
         data = RandomlyFlipped(train_set, settings.seed) if settings.flip else train_set
         trainer = _trainer(model, fed, data, eval_set, settings, prompts, eval_settings, folder, arguments)
@@ -216,7 +223,8 @@ def train(
     if first_process:
         _write_results(trainer, folder, scores, save, metrics, figures=figures)
     trainer.accelerator.wait_for_everyone()
-    return TrainResult(folder, scores, trainer.state.global_step)
+    before = scores_before(folder) if eval_set is not None and settings.score_before else None
+    return TrainResult(folder, scores, trainer.state.global_step, before)
 
 
 def _trainer(
@@ -237,6 +245,9 @@ def _trainer(
         JsonLinesLog(folder.log),
         CheckpointMark(folder.checkpoints),
     ]
+    before = ScoreBefore(folder)
+    if eval_set is not None and settings.score_before:
+        callbacks.append(before)
     if settings.patience and arguments.eval_strategy != "no":
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=settings.patience))
     trainer = SamTrainer(
@@ -253,6 +264,7 @@ def _trainer(
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
     trainer.add_callback(ProgressBar())
+    before.trainer = trainer
     return trainer
 
 
@@ -264,14 +276,13 @@ def _run(
     trainer.accelerator.wait_for_everyone()
     if first_process:
         folder.remove_incomplete_checkpoints()
-        step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] if checkpoint else 0
+        # -1: a run without a checkpoint begins anew, before the row of step 0.
+        step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] if checkpoint else -1
         folder.rewind_log(step)
     trainer.accelerator.wait_for_everyone()
-    try:
+    with advising(TRAINING):
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return outcome.metrics, _final_scores(trainer, eval_set)
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(OUT_OF_MEMORY) from error
 
 
 def _final_scores(trainer: SamTrainer, eval_set: Any) -> ScoreTable | None:
@@ -300,7 +311,15 @@ def _write_results(
         scores.to_csv(folder.path / "scores.csv")
         scores.to_json(folder.path / "scores.json")
         if (folder.adapter / "README.md").is_file():
-            add_scores_to_card(folder.adapter / "README.md", scores, trainer.eval_dataset)
+            chosen = trainer.args.load_best_model_at_end
+            add_scores_to_card(
+                folder.adapter / "README.md",
+                scores,
+                trainer.eval_dataset,
+                train_set=trainer.train_dataset.dataset,
+                before=scores_before(folder),
+                chosen_by=trainer.settings.metric if chosen else None,
+            )
     if figures:
         draw_figures(folder, model, trainer.processor, trainer.eval_dataset, scores)
     write_text(folder.path / "finished.json", json.dumps({"steps": trainer.state.global_step, **metrics}, indent=2))

@@ -13,6 +13,7 @@ from ..sam.panels import Panel, best_median_worst, draw_panels
 from ..sam.plots import score_curves, spectra
 from ..sam.prediction import predict
 from ..tuner import coefficient_parameters, coefficients
+from .before import verdict
 from .run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -74,19 +75,40 @@ def _panels(model: nn.Module, processor: Any, dataset: "Sequence[Sample]", score
     return rows
 
 
-def add_scores_to_card(card: Path, scores: ScoreTable, dataset: Any) -> None:
+def add_scores_to_card(
+    card: Path,
+    scores: ScoreTable,
+    dataset: Any,
+    *,
+    train_set: Any = None,
+    before: ScoreTable | None = None,
+    chosen_by: str | None = None,
+) -> None:
     """Writes data, scores and their definitions into a model card, between marks of its own; other text stays.
 
     Args:
         card: The README.md of an adapter's folder.
         scores: The final scores.
-        dataset: What they are of; its layout and split are named.
+        dataset: What they are of.
+        train_set: What was trained on.
+        before: Scores of the same images before the first step.
+        chosen_by: The score on these images that chose the checkpoint; None where nothing was chosen by them.
     """
-    source = ", ".join(
-        f"{word} {value}" for word in ("layout", "split") if (value := getattr(dataset, word, None)) is not None
-    )
-    intro = f"### Scores\n\nScored on held-out images ({source or 'given samples'}):"
-    section = f"{_BEGIN}\n\n{intro}\n\n```text\n{scores}\n```\n\n{_END}"
+    parts = ["### Data"]
+    if train_set is not None:
+        parts.append(f"Trained on {_source(train_set)}. Scored on {_source(dataset)}.")
+    else:
+        parts.append(f"Scored on {_source(dataset)}.")
+    parts.append("### Scores")
+    if chosen_by is not None:
+        parts.append(
+            f"The checkpoint with the best {chosen_by} on these same images was kept, which flatters the scores a "
+            "little: for a figure to report, score images that chose nothing (`samparser evaluate`)."
+        )
+    if before is not None:
+        parts.append(f"```text\n{verdict(before, scores)}\n```")
+    parts.append(f"```text\n{scores}\n```")
+    section = "\n\n".join([_BEGIN, *parts, _END])
     text = card.read_text(encoding="utf-8")
     start, end = text.find(_BEGIN), text.find(_END)
     if 0 <= start < end:
@@ -94,3 +116,19 @@ def add_scores_to_card(card: Path, scores: ScoreTable, dataset: Any) -> None:
     else:
         text = f"{text.rstrip()}\n\n{section}\n"
     write_text(card, text)
+
+
+def _source(dataset: Any) -> str:
+    """A data set in words: how many images, of which folder, layout, split and classes."""
+    root = getattr(dataset, "root", None)
+    words = [f"{len(dataset):,} image{'s' * (len(dataset) != 1)}"]
+    if root is not None:
+        words.append(f"of `{Path(root).resolve().name}`")
+    described = [
+        f"{word} {value}" for word in ("layout", "split") if (value := getattr(dataset, word, None)) is not None
+    ]
+    names = list(dict.fromkeys(getattr(dataset, "classes", {}).values()))
+    if names:
+        more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+        described.append(f"class{'es' * (len(names) > 1)} {', '.join(names[:12])}{more}")
+    return " ".join(words) + (f" ({', '.join(described)})" if described else "")

@@ -71,7 +71,7 @@ class RunFolder:
 
     ``settings.json`` what was asked, ``environment.json`` versions and commit, ``log.jsonl`` one row per logged step
     or evaluation, ``checkpoints/`` for resuming, ``adapter/`` the result, ``scores.json`` and ``scores.csv`` the
-    final evaluation, ``figures/`` PNGs.
+    final evaluation, ``scores_before.csv`` the same of the model before its first step, ``figures/`` PNGs.
     """
 
     path: Path
@@ -91,6 +91,10 @@ class RunFolder:
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def scores_before(self) -> Path:
+        return self.path / "scores_before.csv"
 
     @property
     def figures(self) -> Path:

@@ -6,6 +6,8 @@ The dataclasses are read by :class:`transformers.HfArgumentParser`, so each fiel
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from transformers import SchedulerType
+
 RECIPES: dict[str, dict[str, Any]] = {
     # The paper, "Implementation Details": Adam, one image per mini-batch, all of its instances together.
     "medical": {"learning_rate": 1e-6, "weight_decay": 5e-4, "epochs": 25.0, "lambda_focal": 0.0},
@@ -82,6 +84,12 @@ class TrainSettings:
     )
     eval_limit: int | None = _option(None, "Score only so many validation images during training; not given: all.")
     metric: str = _option("miou", "The score that chooses the best checkpoint: miou or f1.")
+    score_before: bool = _option(
+        True, "Also score the model before its first step, so that the run says whether tuning helped."
+    )
+    allow_shared: bool = _option(
+        False, "Go on, with a warning, although an image is in both the training and the validation set."
+    )
     patience: int | None = _option(None, "Stop when the score did not rise in so many evaluations; not given: never.")
     keep_checkpoints: int = _option(2, "How many checkpoints to keep (at least 2, so that a crash leaves one whole).")
     log_every: int = _option(10, "Steps between two lines of the log.")
@@ -106,6 +114,9 @@ class TrainSettings:
             raise ValueError("cache_projected and cache_limit_gb say how to cache; give the folder, cache, as well.")
         if self.cache_limit_gb is not None and not self.cache_limit_gb > 0:
             raise ValueError(f"cache_limit_gb is {self.cache_limit_gb}; it must be greater than 0.")
+        schedules = [schedule.value for schedule in SchedulerType]
+        if self.lr_scheduler not in schedules:
+            raise ValueError(f"lr_scheduler is {self.lr_scheduler!r}; known are {', '.join(schedules)}.")
         if self.keep_checkpoints < 2:
             raise ValueError(
                 f"keep_checkpoints is {self.keep_checkpoints}; at least 2, so that a run killed while it writes one "

@@ -72,13 +72,49 @@ def test_a_grid_needs_no_prompts_and_gives_scores(tiny_sam, tiny_processor, imag
 def test_an_image_that_does_not_open_is_left_out_with_a_warning(tiny_sam, tiny_processor, images, tmp_path):
     (images / "a.png").write_bytes(b"not a picture")
     boxes = write(tmp_path / "boxes.json", BOXES)
-    given = [images / "a.png", images]
+    given = [images]
     with (
         pytest.warns(UserWarning, match="1 of 3 images have no prompts"),
-        pytest.warns(UserWarning, match=r"1 of 2 images left out, first: .*a\.png is not an image"),
+        pytest.warns(UserWarning, match=r"1 of 3 images left out, first: .*a\.png is not an image"),
     ):
         written = predict_files(tiny_sam, tiny_processor, given, tmp_path / "out", boxes=boxes, progress=False)
     assert [path.name for path in written] == ["b.png"]
+
+
+def test_an_image_given_by_name_that_does_not_open_is_refused_before_anything_is_written(
+    tiny_sam, tiny_processor, images, tmp_path
+):
+    (images / "junk.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"junk\.png is not an image"):
+        predict_files(tiny_sam, tiny_processor, [images / "a.png", images / "junk.png"], tmp_path / "out", grid=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_when_no_image_can_be_read_there_is_no_result(tiny_sam, tiny_processor, images, tmp_path):
+    whole = (images / "a.png").read_bytes()
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "a.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"None of the images could be read\. .*a\.png does not open"):
+        predict_files(tiny_sam, tiny_processor, [tmp_path / "cut"], tmp_path / "out", grid=2, progress=False)
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
+def test_a_box_outside_of_the_last_image_leaves_no_mask_of_the_first(tiny_sam, tiny_processor, images, tmp_path):
+    given = [images / "a.png", images / "sub" / "c.png"]
+    boxes = write(tmp_path / "boxes.json", {"a.png": [[1, 2, 30, 28]], "c.png": [[100, 200, 900, 1000]]})
+    with pytest.raises(
+        ValueError, match=r"c\.png: Box 0 of 1.* fit the input of the published SAMs \(longest side 1024"
+    ):
+        predict_files(tiny_sam, tiny_processor, given, tmp_path / "out", boxes=boxes, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_place_of_the_output_folder_or_of_the_prompts_is_named(tiny_sam, tiny_processor, images, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ValueError, match="out is a file; name a folder"):
+        predict_files(tiny_sam, tiny_processor, [images], tmp_path / "out", grid=2)
+    with pytest.raises(FileNotFoundError, match=r"no prompt file .*gone\.json. It must hold"):
+        predict_files(tiny_sam, tiny_processor, [images], tmp_path / "new", boxes=tmp_path / "gone.json")
 
 
 @pytest.mark.parametrize(
@@ -90,6 +126,7 @@ def test_an_image_that_does_not_open_is_left_out_with_a_warning(tiny_sam, tiny_p
         ({"a.png": [[1, 2]]}, r"'a\.png': expected a list of \[x0, y0, x1, y1\], got \[\[1, 2\]\]"),
         ({"z.png": [[1, 2, 3, 4]]}, r"'z\.png' matches none of the images"),
         ({"b.jpg": [[1, 2, 3, 4]], "sub/b.jpg": [[1, 2, 3, 4]]}, r"names the image sub/b\.jpg twice"),
+        ({"images": [], "annotations": []}, r"is a COCO annotation file; .* \(x, y, x \+ width, y \+ height\)"),
         ({"a.png": [[1, 2, 3, 400]]}, r"a\.png: Box 0 of 1, \(1, 2, 3, 400\), is outside the image of 40 x 30"),
     ],
 )

@@ -1,14 +1,27 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import TrainerCallback
 
-from samparser.training import RunFolder, RunFolderError, SamTrainer, train
-from samparser.training import fit as fit_module
+from samparser.sam import predict_files
+from samparser.sam.data import DataSettings, open_dataset
+from samparser.sam.metrics import InstanceScore, ScoreTable
+from samparser.training import (
+    OutOfMemoryError,
+    RunFolder,
+    RunFolderError,
+    SamTrainer,
+    TrainSettings,
+    evaluate,
+    train,
+    verdict,
+)
+from samparser.training.leakage import shared_image
 
-from ..conftest import make_tiny_sam
+from ..conftest import make_tiny_sam, write_toy_coco
 from .conftest import adapter_tensors
 
 
@@ -41,6 +54,7 @@ def test_a_run_folder_holds_everything_that_the_docs_name(run_tiny):
         "adapter",
         "scores.json",
         "scores.csv",
+        "scores_before.csv",
         "finished.json",
         "figures",
         "tensorboard",
@@ -52,6 +66,12 @@ def test_a_run_folder_holds_everything_that_the_docs_name(run_tiny):
     for row in losses:
         assert row["loss"] == pytest.approx(0.5 * row["ce"] + 0.5 * row["focal"] + row["dice"], rel=1e-4)
     assert sum("eval_miou" in row for row in rows) == 1
+    assert rows[0] == {
+        "step": 0,
+        "before_miou": result.before.miou,
+        "before_f1": result.before.f1,
+        "epoch": 0,
+    }
     scores = json.loads((result.folder.path / "scores.json").read_text())
     assert result.scores.miou == pytest.approx(rows[-1].get("final_miou", rows[-1].get("eval_miou")))
     assert scores
@@ -61,6 +81,10 @@ def test_a_run_folder_holds_everything_that_the_docs_name(run_tiny):
     card = (result.folder.adapter / "README.md").read_text()
     assert "import samparser" in card
     assert f"{100 * result.scores.miou:.2f}" in card
+    assert f"before tuning{100 * result.before.miou:>17.2f}" in card
+    assert "Trained on 6 images of `toy-coco` (layout coco, split train, classes cell, blob)." in card
+    assert "Scored on 6 images of `toy-coco` (layout coco, split val, classes cell, blob)." in card
+    assert "best miou on these same images was kept" in card
     assert "instance-image mean" in card
 
 
@@ -117,6 +141,42 @@ def test_resuming_with_other_settings_is_refused_and_named(run_tiny):
         run_tiny(epochs=1, seed=7, resume=True)
 
 
+def test_the_score_before_tuning_is_that_of_the_base_model(run_tiny, tiny_processor, toy_sets):
+    result, _ = run_tiny(with_eval=True, max_steps=1, eval_every="never", eval_limit=2)
+    assert result.before == evaluate(make_tiny_sam(), tiny_processor, toy_sets[1], progress=False)
+    assert result.before != result.scores
+    resumed, _ = run_tiny(with_eval=True, max_steps=1, eval_every="never", eval_limit=2, resume=True)
+    assert resumed.before == result.before
+    without, _ = run_tiny("other", with_eval=True, max_steps=1, eval_every="never", score_before=False)
+    assert without.before is None
+    assert not without.folder.scores_before.exists()
+
+
+def test_a_run_that_made_the_masks_worse_says_so():
+    def table(intersection):
+        return ScoreTable([InstanceScore("a", "1", class_id=1, area=10, predicted_area=10, intersection=intersection)])
+
+    worse, better = verdict(table(8), table(5)), verdict(table(5), table(8))
+    assert "difference              -33.33  -30.00" in worse
+    assert "Tuning made the masks worse. The usual reasons: a learning rate that is too high" in worse
+    assert "difference              +33.33  +30.00" in better
+    assert "worse" not in better
+
+
+def test_a_logger_that_is_unknown_or_missing_is_named_before_anything_is_written(run_tiny, tmp_path):
+    with pytest.raises(ValueError, match=r"report_to is nonsense: .*tensorboard.* give none"):
+        run_tiny(report_to="nonsense")
+    with pytest.raises(ValueError, match=r"report_to is wandb: .*pip install wandb"):
+        run_tiny(report_to="wandb")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_log_has_both_learning_rates(run_tiny):
+    result, _ = run_tiny(max_steps=1)
+    (row,) = result.folder.rows()
+    assert (row["learning_rate"], row["coefficient_lr"]) == (1e-3, 1e-2)
+
+
 def test_the_best_checkpoint_is_what_is_saved(run_tiny):
     result, _ = run_tiny(with_eval=True, epochs=3, learning_rate=5e-2, coefficient_lr=5e-2)
     rows = [row for row in result.folder.rows() if "eval_miou" in row]
@@ -148,6 +208,34 @@ def test_an_image_in_both_sets_is_named(toy_sets, tiny_processor, tmp_path):
         train(model, tiny_processor, toy_sets[0], same, output=tmp_path / "run")
 
 
+def test_one_file_under_two_names_in_both_sets_is_refused_unless_allowed(tiny_processor, tmp_path):
+    root = write_toy_coco(tmp_path / "data", images=2)
+    (root / "val" / "val-001.png").write_bytes((root / "train" / "train-000.png").read_bytes())
+    sets = [open_dataset(DataSettings(data=str(root)), split) for split in ("train", "val")]
+    said = (
+        r"train/train-000\.png and val/val-001\.png are the same file, which is in both the training and the validation"
+    )
+    with pytest.raises(ValueError, match=said):
+        train(make_tiny_sam(), tiny_processor, *sets, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    settings = TrainSettings(max_steps=1, report_to="none", allow_shared=True, score_before=False)
+    with pytest.warns(UserWarning, match=said):
+        train(make_tiny_sam(), tiny_processor, *sets, settings, output=tmp_path / "run")
+
+
+def test_files_of_one_size_with_other_content_are_no_twins(toy_sets, tmp_path):
+    for name, middle in (("a", b"1"), ("b", b"2")):
+        (tmp_path / name).mkdir()
+        for index in range(3):
+            (tmp_path / name / f"{name}{index}.tif").write_bytes(bytes(6000) + middle + bytes(6000) + bytes([index]))
+    a, b = (
+        SimpleNamespace(root=tmp_path, names=[f"{name}/{name}{index}.tif" for index in range(3)]) for name in ("a", "b")
+    )
+    assert shared_image(a, b) is None
+    (tmp_path / "b" / "b2.tif").write_bytes((tmp_path / "a" / "a1.tif").read_bytes())
+    assert shared_image(a, b) == ("a/a1.tif", "b/b2.tif")
+
+
 def test_gradient_checkpointing_is_refused_where_it_saves_nothing(run_tiny):
     with pytest.raises(ValueError, match="gradient_checkpointing saves nothing here"):
         run_tiny(gradient_checkpointing=True)
@@ -168,8 +256,21 @@ def test_out_of_memory_names_the_settings_that_help(run_tiny, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(SamTrainer, "compute_loss", full)
-    with pytest.raises(fit_module.OutOfMemoryError, match=r"--max_instances.*--loss_resolution logits.*--precision"):
+    with pytest.raises(OutOfMemoryError, match=r"--max_instances.*--loss_resolution logits.*--precision"):
         run_tiny(max_steps=1)
+
+
+def test_out_of_memory_while_scoring_or_predicting_names_the_settings_that_help(
+    tiny_sam, tiny_processor, toy_sets, toy_coco, tmp_path, monkeypatch
+):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(tiny_sam.mask_decoder), "forward", full)
+    with pytest.raises(OutOfMemoryError, match=r"--eval_batch 4.*--eval_precision bf16.*--device cpu"):
+        evaluate(tiny_sam, tiny_processor, toy_sets[1], limit=1, progress=False)
+    with pytest.raises(OutOfMemoryError, match=r"--batch 8.*--grid.*--device cpu"):
+        predict_files(tiny_sam, tiny_processor, [toy_coco / "val"], tmp_path / "out", grid=2, progress=False)
 
 
 def test_accumulating_two_batches_equals_one_batch_of_two_images(run_tiny):

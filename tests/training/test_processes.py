@@ -86,3 +86,30 @@ def test_two_processes_with_one_image_each_take_the_steps_of_one_process_with_tw
         torch.testing.assert_close(got[name], expected[name], rtol=1e-3, atol=1e-4)
     scores = [(folder / "scores.csv").read_text().splitlines() for folder in (one, two)]
     assert len(scores[0]) == len(scores[1]) == 1 + 18
+    # The base model is scored to the bit alike, however many processes share the work.
+    assert (one / "scores_before.csv").read_bytes() == (two / "scores_before.csv").read_bytes()
+
+
+def test_two_processes_score_to_the_bit_as_one_and_print_once(tiny_sam_folder, toy_coco, tmp_path):
+    def command(output: Path) -> list[str]:
+        return [
+            "evaluate",
+            str(tiny_sam_folder),
+            "--data",
+            str(toy_coco),
+            "--output",
+            str(output),
+            "--eval_jitter",
+            "3",
+        ]
+
+    config = Path(__file__).parents[2] / "examples" / "launch" / "two_cpu_processes.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "-m", "samparser.cli"]
+    done = subprocess.run(
+        [*launch, *command(tmp_path / "two")], env=environment(), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("18 instances in 6 images") == 1
+    assert main(command(tmp_path / "one")) == 0
+    for name in ("scores.csv", "scores.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from tqdm.auto import tqdm
 
 from .contact_sheet import SHEET_CELLS, draw_cell, save_sheet
 from .dataset import SegmentationDataset
+from .images import IMAGE_SUFFIXES
 from .layouts import available_splits, open_dataset
 from .sample import DataError, Sample, Skipped
 from .settings import DataSettings
@@ -62,11 +64,12 @@ class CheckReport:
     def __str__(self) -> str:
         lines = [f"{self.root} (layout {self.layout})"]
         for split, count in self.images.items():
-            lines.append(f"  {split:<6} {count:>8,} images {self.instances[split]:>10,} instances")
+            instances = self.instances[split]
+            lines.append(f"  {split:<6} {count:>8,} image{_s(count)} {instances:>10,} instance{_s(instances)}")
         if len(self.areas):
             lines.append(
                 f"  area of an instance: smallest {self.areas[0]:,}, median {int(np.median(self.areas)):,}, largest "
-                f"{self.areas[-1]:,} px; at most {self.most_instances:,} instances in an image"
+                f"{self.areas[-1]:,} px; at most {self.most_instances:,} instance{_s(self.most_instances)} in an image"
             )
             common = ", ".join(f"{w} x {h} ({n:,})" for (w, h), n in self.sizes.most_common(4))
             lines.append(
@@ -74,8 +77,8 @@ class CheckReport:
             )
             present = [f"{name} {count:,}" for name, count in self.classes.items() if count]
             lines.append(f"  classes: {_first(present, 12)}")
-        lines += _grouped("left out", self.skipped)
-        lines += _grouped("cannot be read", self.unreadable)
+        lines += _grouped("left out", self.skipped, self.root)
+        lines += _grouped("cannot be read", self.unreadable, self.root)
         lines += [f"  warning: {text}" for text in self.warnings]
         lines += [f"  error: {text}" for text in self.errors]
         if self.contact_sheet:
@@ -86,8 +89,8 @@ class CheckReport:
     def _advice(self) -> str:
         if self.unreadable and not self.errors:
             return (
-                f"Training would stop at {len(self.unreadable)} images that cannot be read: repair or remove them, "
-                f"or set scan to leave them out."
+                f"{len(self.unreadable):,} image{_s(len(self.unreadable))} cannot be read and would stop a training "
+                f"run: repair or remove, or set scan to leave such images out."
             )
         return "This data set cannot be trained on as it is."
 
@@ -106,8 +109,16 @@ def check_dataset(
 
     Returns:
         What was found. Faults of the data are in the report; nothing is raised for them.
+
+    Raises:
+        ValueError: The name of the contact sheet is not that of a picture.
     """
     report = CheckReport(Path(settings.data))
+    if contact_sheet is not None and contact_sheet.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(
+            f"The contact sheet is a picture, so its name ends in {', '.join(sorted(IMAGE_SUFFIXES))}; got "
+            f"{contact_sheet}."
+        )
     try:
         parts = (split,) if split != "all" else available_splits(settings)
         datasets = {part: open_dataset(replace(settings, scan=False), part) for part in parts}
@@ -228,7 +239,8 @@ class _Tally:
             found.append("the median mask covers over 80 % of its image: are object and background exchanged?")
         specks = sum(area < SPECK for area in self._areas)
         if specks:
-            found.append(f"{specks} instances have fewer than {SPECK} px; set min_area to leave such specks out.")
+            has = "instance has" if specks == 1 else "instances have"
+            found.append(f"{specks} {has} fewer than {SPECK} px; set min_area to leave such specks out.")
         if self._sides and float(np.median(self._sides)) < SMALL_BOX:
             found.append(
                 f"the median shorter side of a box is {int(np.median(self._sides))} px, so moving box sides by up to "
@@ -241,11 +253,23 @@ def _first(items: list[str], most: int) -> str:
     return ", ".join(items[:most]) + (f", and {len(items) - most} more" if len(items) > most else "")
 
 
-def _grouped(what: str, skipped: list[Skipped]) -> list[str]:
+def _s(number: int) -> str:
+    return "" if number == 1 else "s"
+
+
+def _grouped(what: str, skipped: list[Skipped], root: Path) -> list[str]:
     """One line per reason: how often, and an example."""
     by_reason: dict[str, list[str]] = defaultdict(list)
     for where, why in skipped:
-        by_reason[why.replace(where, "it")].append(where)
+        by_reason[_without_names(where, why, root)].append(where)
     rows = sorted(by_reason.items(), key=lambda row: -len(row[1]))
     lines = [f"  {what}: {len(places):,} x {why} ({places[0]})" for why, places in rows[:8]]
-    return lines + ([f"  {what}: {len(rows) - 8} more reasons"] if len(rows) > 8 else [])
+    rest = sum(len(places) for _, places in rows[8:])
+    return lines + ([f"  {what}: {rest:,} more, for {len(rows) - 8} more reasons"] if rest else [])
+
+
+def _without_names(where: str, why: str, root: Path) -> str:
+    """A reason without the names of its own files, so that one reason is one line however many files have it."""
+    base = root if root.is_dir() else root.parent
+    why = why.replace(f"{base / where}", "it").replace(where, "it")
+    return re.sub(rf"\S*\b{re.escape(Path(where).stem)}\.\w+", f"*{Path(where).suffix}", why)

@@ -9,6 +9,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .sample import DataError
 
+# EXIF's tag of the orientation, and its values that exchange width and height.
+_ORIENTATION, _QUARTER_TURNS = 0x0112, frozenset({5, 6, 7, 8})
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 
 
@@ -35,6 +37,21 @@ def open_pixels(path: Path) -> Image.Image:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} does not open: {error}. The file may be damaged or incomplete.") from error
+
+
+def image_size(path: Path | str) -> tuple[int, int]:
+    """(height, width) of an image file after its EXIF rotation, from the head of the file alone.
+
+    Raises:
+        DataError: The file cannot be recognised as an image; the message names it.
+    """
+    try:
+        with Image.open(path) as picture:
+            turned = picture.getexif().get(_ORIENTATION, 1) in _QUARTER_TURNS
+            return picture.size if turned else (picture.height, picture.width)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        open_pixels(Path(path))  # says what is wrong
+        raise
 
 
 def read_image(path: Path | str) -> np.ndarray:

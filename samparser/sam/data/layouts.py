@@ -146,6 +146,11 @@ def open_dataset(settings: DataSettings, split: str) -> SegmentationDataset:
         dataset = dataset.subset(sorted(chosen.tolist()))
     if settings.scan:
         dataset = dataset.scanned()
+    if len(dataset) == 0 and not dataset.skipped:
+        raise DataError(
+            f"The {split} split of {root} is empty: its ratio of the images that there are comes to none. Set "
+            f"val_ratio (or test_ratio) higher, or name the images of each split in a split_file."
+        )
     if len(dataset) == 0:
         reasons = Counter(skip.why for skip in dataset.skipped).most_common(5)
         listed = "; ".join(f"{why}: {count}" for why, count in reasons) or "nothing was found to read"

@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from samparser.sam.data import DataError, read_image
+from samparser.sam.data.images import image_size
 from tests.sam.data.files import picture, save
 
 
@@ -62,6 +63,7 @@ def test_the_exif_orientation_is_applied(tmp_path):
     Image.fromarray(pixels).save(path, exif=exif)
     read = read_image(path)
     assert read.shape == (32, 16, 3)
+    assert image_size(path) == (32, 16)
     assert (read[:8, 8:] == 255).all()
     assert read.sum() == pixels.sum()
 

@@ -1,0 +1,33 @@
+"""What to do when the device runs out of memory, said where it happens."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+TRAINING = (
+    "Three settings help, the first one most: decode fewer instances of an image at a time (--max_instances 16), "
+    "compare masks at the decoder's resolution (--loss_resolution logits), compute in half precision (--precision "
+    "bf16). With several images per step, a smaller --batch_size with --gradient_accumulation keeps the same step."
+)
+SCORING = (
+    "Three settings help: decode fewer prompts at a time (--eval_batch 4), compute in half precision (--eval_precision "
+    "bf16), score without the GPU (--device cpu)."
+)
+PREDICTION = (
+    "Three settings help: decode fewer prompts at a time (--batch 8), ask for fewer masks (fewer boxes per image, a "
+    "smaller --grid), predict without the GPU (--device cpu)."
+)
+
+
+class OutOfMemoryError(RuntimeError):
+    """The device's memory did not suffice; the message names the settings that need less."""
+
+
+@contextmanager
+def advising(advice: str) -> Iterator[None]:
+    """Turns torch's error into one that names the settings that need less memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(f"The device ran out of memory. {advice}") from error
