@@ -103,7 +103,7 @@ def _step(model: nn.Module, settings: TrainSettings, device: torch.device) -> Ca
     if not groups:
         model.eval()
         return lambda: _forward(model, batch)
-    optimizer = torch.optim.Adam(groups, weight_decay=settings.weight_decay or 0.0)
+    optimizer = torch.optim.Adam(groups, weight_decay=settings.weight_decay or 0.0, fused=True)
     model.train()
 
     def step() -> None:
