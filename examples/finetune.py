@@ -16,7 +16,7 @@ import samparser
 from samparser.methods import describe, save_trained
 from samparser.sam import load_sam
 from samparser.sam.data import DataSettings, PromptSettings, open_dataset
-from samparser.training import EvalSettings, TrainSettings, train
+from samparser.training import EvalSettings, TrainSettings, train, verdict
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ def main(
         save=save_trained,
     )
     print(result.scores)
+    if result.before is not None and result.scores is not None:
+        print(verdict(result.before, result.scores))
     print(f"adapter: {result.folder.adapter}")
 
 

@@ -1,13 +1,21 @@
 import json
 import shutil
+import sys
+from types import ModuleType
 
+import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import SamModel
+from transformers import SamModel, pipeline
+from transformers.models.sam import image_processing_pil_sam
 
 from samparser import __version__
 from samparser.cli import VERBS, main
+from samparser.methods import load_model
+from samparser.sam import generate_masks
+from samparser.sam.data import read_image
+from samparser.sam.grid import non_maximum_suppression
 
 
 def run(capsys, *arguments):
@@ -88,6 +96,45 @@ def test_train_evaluate_merge_and_predict_in_a_row(capsys, tiny_sam_folder, toy_
     assert json.loads((tmp_path / "out" / "masks.json").read_text())["annotations"]
     with Image.open(next((tmp_path / "out").rglob("*val-000*.png"))) as picture:
         assert picture.size[0] >= 64
+
+
+def test_a_merged_model_works_in_the_mask_generation_pipeline_of_transformers(
+    capsys, toy_coco, trained, tmp_path, monkeypatch
+):
+    """All of transformers' pipeline on the merged folder. Only torchvision's batched_nms has a stand-in: ours."""
+    assert run(capsys, "merge", trained / "adapter", tmp_path / "merged")[0] == 0
+
+    def last_step(self, masks, scores, boxes, threshold):
+        modules = {name: ModuleType(name) for name in ("torchvision", "torchvision.ops", "torchvision.ops.boxes")}
+        modules["torchvision.ops.boxes"].batched_nms = lambda boxes, scores, idxs, iou_threshold: (
+            non_maximum_suppression(boxes, scores, iou_threshold)
+        )
+        with monkeypatch.context() as patch:
+            for name, module in modules.items():
+                patch.setitem(sys.modules, name, module)
+            return image_processing_pil_sam._post_process_for_mask_generation(masks, scores, boxes, threshold)
+
+    generator = pipeline("mask-generation", model=str(tmp_path / "merged"))
+    monkeypatch.setattr(type(generator.image_processor), "post_process_for_mask_generation", last_step)
+    picture = str(toy_coco / "val" / "val-000.png")
+    lenient = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+    found = generator(picture, points_per_crop=3, points_per_batch=9, **lenient)
+    model, processor = load_model(trained / "adapter")
+    expected = generate_masks(model, processor, read_image(picture), points_per_side=3, batch=9, **lenient)
+    assert len(found["masks"]) == len(expected.masks) > 0
+    assert np.mean(np.stack(found["masks"]) != expected.masks) < 1e-3
+
+
+def test_points_and_a_grid_segment_as_boxes_do(capsys, toy_coco, trained, tmp_path):
+    picture = toy_coco / "val" / "val-000.png"
+    (tmp_path / "points.json").write_text(json.dumps({"val-000.png": [[12, 24], [32, 24], [52, 24]]}))
+    for prompts in (("--points", tmp_path / "points.json", "--batch", 2), ("--grid", 2)):
+        out = tmp_path / prompts[0].strip("-")
+        status, said, _ = run(capsys, "predict", trained / "adapter", picture, "--output", out, *prompts)
+        assert status == 0
+        assert "1 image segmented" in said
+        assert sorted(path.name for path in out.iterdir()) == ["masks", "masks.json", "overlays"]
+    assert len(json.loads((tmp_path / "points" / "masks.json").read_text())["annotations"]) == 3
 
 
 def test_the_adapter_of_the_default_method_holds_coefficients_and_decoder(trained):

@@ -123,7 +123,8 @@ def _view(row: Panel) -> tuple[slice, slice]:
     rows, columns = _range(np.asarray(covered.any(axis=1))), _range(np.asarray(covered.any(axis=0)))
     # A narrow strip would take a page to draw: its short side is widened.
     height, width = rows.stop - rows.start, columns.stop - columns.start
-    part = _widened(rows, width // 2, covered.shape[0]), _widened(columns, int(height / 1.25), covered.shape[1])
+    all_rows, all_columns = row.image.shape[:2]
+    part = _widened(rows, width // 2, all_rows), _widened(columns, int(height / 1.25), all_columns)
     return part if covered[part].size < 0.7 * covered.size else whole
 
 

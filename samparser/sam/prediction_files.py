@@ -67,14 +67,14 @@ def predict_files(
     output = Path(output)
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file; name a folder to write to.")
-    images = [Path(image) for image in images]
-    files = find_images(images, output)
+    paths = [Path(image) for image in images]
+    files = find_images(paths, output)
     prompts: dict[str, Any] = {}
     if grid is None:
         prompts = _prompts_by_name(boxes or points or "", files, columns=2 if points else 4)
         if without := [name for name in files if name not in prompts]:
             warnings.warn(f"{len(without)} of {len(files)} images have no prompts, first {without[0]}.", stacklevel=2)
-    failed = _check_before(files, prompts, images, _input_size(processor), kind=given[0])
+    failed = _check_before(files, prompts, paths, _input_size(processor), kind=given[0])
     todo = [name for name in files if (grid is not None or name in prompts) and name not in failed]
     written: list[Path] = []
 

@@ -1,8 +1,9 @@
 import json
+import subprocess
 
 import pytest
 
-from samparser.training.run_folder import COMPLETE, RunFolder, RunFolderError, differences
+from samparser.training.run_folder import COMPLETE, RunFolder, RunFolderError, differences, git_state
 
 
 @pytest.fixture
@@ -15,6 +16,18 @@ def test_a_new_folder_records_settings_and_versions(folder):
     assert json.loads(folder.settings.read_text()) == {"train": {"seed": 3}}
     environment = json.loads((folder.path / "environment.json").read_text())
     assert {"samparser", "torch", "peft", "transformers"} <= environment["versions"].keys()
+    assert environment["git"] == git_state()
+
+
+def test_the_state_of_the_repository_is_its_commit_and_the_number_of_changed_files(tmp_path):
+    assert git_state(tmp_path) is None
+    author = ("-c", "user.name=n", "-c", "user.email=e@example.org")
+    for words in (["init", "-q"], [*author, "commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    (tmp_path / "new.txt").touch()
+    state = git_state(tmp_path)
+    assert state["changed_files"] == 1
+    assert len(state["commit"]) == 40
 
 
 def test_resuming_with_other_settings_names_each_difference(folder):

@@ -48,7 +48,7 @@ def test_a_broken_image_makes_it_unusable_unless_scanned(coco_root):
     report = checked(coco_root)
     assert not report.usable
     assert [skip.where for skip in report.unreadable] == ["train2017/000000000000.png"]
-    assert "Training would stop at 1 images that cannot be read" in str(report)
+    assert "1 image cannot be read and would stop a training run" in str(report)
     assert checked(coco_root, scan=True).usable
 
 
