@@ -104,9 +104,13 @@ class Workers:
         Raises:
             CellError: A task failed. No other is started; those that run at the same time give their results first.
         """
+        # Costs first, one at a time and each in a fresh process: neighbours would disturb times and peaks of memory.
+        for row in [task for task, _ in self._waiting if isinstance(task, str)]:
+            yield row, self._alone(row)
+        self._waiting = [(task, rates) for task, rates in self._waiting if not isinstance(task, str)]
         while self.processes == 1 and self._waiting:
             task, rates = self._waiting.pop(0)
-            yield task, self._alone(task) if isinstance(task, str) else do(self.workspace, task, rates)
+            yield task, do(self.workspace, task, rates)
         failed: CellError | None = None
         try:
             while self._waiting or self._running:
@@ -133,8 +137,7 @@ class Workers:
                 self._pool = None
 
     def _alone(self, task: str) -> dict[str, Any]:
-        """Runs a measurement in a fresh process, so that its peak of memory is its own."""
-        with self._make_pool(1, one_thread=False) as pool:
+        with self._make_pool(1, one_thread=self.processes > 1) as pool:
             return _result(task, pool.submit(_work, task, {}))
 
     def _executor(self) -> ProcessPoolExecutor:
