@@ -197,12 +197,18 @@ def _hub_id(name: Any) -> str | None:
 
 
 def _is_untouched_template(body: str) -> bool:
-    """Whether a card is the one PEFT makes from huggingface_hub's template, with nothing filled in."""
+    """Whether a card is the one PEFT or transformers make from huggingface_hub's template, with nothing filled in."""
     template = ModelCard.from_template(ModelCardData()).text
+
+    added = (
+        "### Framework versions",
+        "- PEFT ",
+        "This is the model card of a 🤗 transformers model that has been pushed",
+    )
 
     def plain(text: str) -> list[str]:
         lines = (line.strip() for line in text.splitlines())
-        return [line for line in lines if line and line != "### Framework versions" and not line.startswith("- PEFT ")]
+        return [line for line in lines if line and not line.startswith(added)]
 
     return plain(body) == plain(template)
 

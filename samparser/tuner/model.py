@@ -283,6 +283,12 @@ class SVDCoefficientModel(BaseTuner):
                 f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}. "
                 f"There are {', '.join(sorted(known))}."
             )
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.MultiheadAttention) and isinstance(module.out_proj, SVDCoefficientLayer):
+                raise TypeError(
+                    f"Cannot use an adapter for each sample: {name} is an nn.MultiheadAttention, which reads the "
+                    "weight of its adapted out_proj instead of calling it. Run each adapter by itself."
+                )
 
 
 def _pass_adapter_names(

@@ -1,19 +1,21 @@
 """Make PEFT know the tuner: the one file that writes to PEFT's registry. Safe to run twice; fails loudly.
 
 PEFT has no plug-in hook. `register_peft_method` takes only names that are members of its `PeftType` enumeration, and
-the name of a member is what goes into adapter_config.json, so a real member has to be made first.
+the name of a member is what goes into adapter_config.json, so a real member has to be made first. Two methods of PEFT
+are wrapped besides, and do for all other tuners what they did before.
 """
 
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import peft
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import PeftType, register_peft_method
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType, register_peft_method
 
 if TYPE_CHECKING:
     from .config import SVDCoefficientConfig
@@ -77,6 +79,7 @@ def register() -> None:
     if registered != (SVDCoefficientConfig, SVDCoefficientModel, PREFIX):
         raise RuntimeError(_cannot_register(f"after registering, its tables hold {registered}"))
     _remember_sources(SVDCoefficientConfig)
+    _write_cards_on_push(SVDCoefficientConfig)
 
 
 def _remember_sources(config_class: type[SVDCoefficientConfig]) -> None:
@@ -100,6 +103,23 @@ def _remember_sources(config_class: type[SVDCoefficientConfig]) -> None:
         return config
 
     PeftConfig.from_pretrained = classmethod(from_pretrained)
+
+
+def _write_cards_on_push(config_class: type[SVDCoefficientConfig]) -> None:
+    """Let ``PeftModel.push_to_hub`` upload our model card: after saving, transformers puts its own in its place."""
+    from .card import write_card
+
+    upload = PeftModel._upload_modified_files
+
+    @functools.wraps(upload)
+    def with_cards(self: PeftModel, working_dir: str, *args: Any, **kwargs: Any) -> Any:
+        folders = [Path(working_dir, "" if name == "default" else name) for name in self.peft_config]
+        for folder, config in zip(folders, self.peft_config.values(), strict=True):
+            if isinstance(config, config_class) and (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+                write_card(folder)
+        return upload(self, working_dir, *args, **kwargs)
+
+    PeftModel._upload_modified_files = with_cards
 
 
 def _cannot_register(reason: str) -> str:

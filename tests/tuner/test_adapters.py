@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 
 from samparser import SVDCoefficientConfig
 from samparser.tuner import coefficient_parameters, coefficients
-from tests.tuner.models import INPUTS, batch, layers, make, output, trained_names, with_adapters
+from tests.tuner.models import INPUTS, batch, layers, make, move, output, trained_names, with_adapters
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -100,6 +100,87 @@ def test_deleting_an_inactive_the_active_and_the_last_adapter_leaves_a_working_m
     assert torch.equal(output(model.base_model, x), plain)
     with pytest.raises(ValueError, match="Adapter k does not exist"):
         model.delete_adapter("k")
+
+
+@pytest.mark.parametrize("modules_to_save", [None, ["lin1"]])
+def test_without_its_last_adapter_a_model_computes_as_the_base_model_and_comes_apart_as_with_lora(modules_to_save):
+    x = batch("MLP")
+    plain = output(make("MLP"), x)
+    for config in (
+        SVDCoefficientConfig(target_modules=["lin0"], modules_to_save=modules_to_save),
+        LoraConfig(target_modules=["lin0"], modules_to_save=modules_to_save),
+    ):
+        model = get_peft_model(make("MLP"), config)
+        model.delete_adapter("default")
+        assert torch.equal(output(model.base_model, x), plain)
+        # PeftModel looks up the configuration of its active adapter in every pass and has none any more.
+        with pytest.raises(KeyError, match="default"):
+            model(x)
+        assert model.get_nb_trainable_parameters()[0] == 0
+        model.merge_adapter()
+        unloaded = model.unload()
+        assert [type(module) for module in unloaded.modules()] == [type(module) for module in make("MLP").modules()]
+        assert torch.equal(output(unloaded, x), plain)
+
+
+def test_an_adapter_can_follow_the_one_that_was_deleted_last():
+    model, x = with_adapters("MLP", "a"), batch("MLP")
+    model.delete_adapter("a")
+    model.add_adapter("b", SVDCoefficientConfig(target_modules=["lin0"]))
+    model.set_adapter("b")
+    assert trained_names(model) == {"base_model.model.lin0.svd_coefficient_p.b"}
+    assert torch.equal(output(model, x), output(make("MLP"), x))
+    move(model, "b")
+    assert not torch.allclose(output(model, x), output(make("MLP"), x))
+
+
+def test_modules_to_save_follow_their_adapter_when_it_is_switched_disabled_and_deleted():
+    config = {"target_modules": ["lin0"], "modules_to_save": ["lin1"]}
+    model, x = get_peft_model(make("MLP"), SVDCoefficientConfig(**config), "a"), batch("MLP")
+    model.add_adapter("b", SVDCoefficientConfig(**config))
+    wrapper, outputs = model.base_model.model.lin1, {}
+    for seed, name in enumerate("ab"):
+        model.set_adapter(name)
+        move(model, name, seed=seed)
+        with torch.no_grad():
+            wrapper.modules_to_save[name].weight.mul_(2 + seed)
+        parts = {f"lin0.svd_coefficient_p.{name}", f"lin1.modules_to_save.{name}.weight"}
+        assert trained_names(model) == {f"base_model.model.{part}" for part in parts}
+        outputs[name] = output(model, x)
+    model.set_adapter("a")
+    assert torch.equal(output(model, x), outputs["a"])
+    with model.disable_adapter():
+        assert torch.equal(output(model, x), output(make("MLP"), x))
+    with pytest.raises(ValueError, match="Only one adapter can be set at a time for ModulesToSave"):
+        model.base_model.set_adapter(["a", "b"])
+    model.set_adapter("a")
+    mixed = output(model, x, adapter_names=["a", "__base__", "b", "b"])
+    expected = [outputs["a"][:1], output(make("MLP"), x)[1:2], outputs["b"][2:]]
+    torch.testing.assert_close(mixed, torch.cat(expected), rtol=1e-4, atol=1e-5)
+    with pytest.warns(UserWarning, match="Setting active adapter to b"):
+        model.delete_adapter("a")
+    assert list(wrapper.modules_to_save) == ["b"]
+    assert torch.equal(output(model, x), outputs["b"])
+
+
+def test_names_that_exist_or_do_not_are_told_and_nothing_changes():
+    model = with_adapters("MLP", "a", "b")
+    names = {name for name, _ in model.named_parameters()}
+    with pytest.raises(ValueError, match=r"a.? already exists"):
+        model.add_adapter("a", SVDCoefficientConfig(target_modules=["lin0"]))
+    for switch in (model.set_adapter, model.set_requires_grad):
+        with pytest.raises((ValueError, KeyError), match="z"):
+            switch("z")
+    assert {name for name, _ in model.named_parameters()} == names
+    assert model.active_adapters == ["a"]
+
+
+def test_stacking_on_another_method_and_mixing_with_one_are_refused():
+    lora = get_peft_model(make("MLP"), LoraConfig(target_modules=["lin0"]))
+    with pytest.raises(TypeError, match=r"it already carries another adapter \(peft.tuners.lora"):
+        inject_adapter_in_model(SVDCoefficientConfig(target_modules=["lin0"]), lora.base_model.model)
+    with pytest.raises(ValueError, match=r"SVD_COEFFICIENT.* is not compatible"):
+        get_peft_model(make("MLP"), SVDCoefficientConfig(target_modules=["lin0"]), mixed=True)
 
 
 def test_a_merged_adapter_is_not_deleted():

@@ -14,9 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from samparser import SVDCoefficientConfig
 from samparser.tuner import forms
-from samparser.tuner.layer import SVDCoefficientLayer
 from tests.reference import tuner as reference
 from tests.tuner.models import INPUTS, TARGETS, batch, make, move, output, train
+from tests.tuner.strategies import LAYERS, adapted, input_for, wrap
 
 # Half precision rounds the weight and the output once each; float32 has to keep the bound that the docs state.
 TOLERANCE = {
@@ -27,49 +27,9 @@ TOLERANCE = {
 }
 
 
-@st.composite
-def convolutions(draw):
-    groups = draw(st.sampled_from([1, 1, 2, 3]))
-    kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    mode = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
-    return nn.Conv2d(
-        groups * draw(st.integers(1, 4)),
-        groups * draw(st.integers(1, 4)),
-        kernel,
-        stride=draw(st.integers(1, 2)),
-        padding=draw(st.integers(0, 2)),
-        dilation=draw(st.integers(1, 2)),
-        groups=groups,
-        bias=draw(st.booleans()),
-        padding_mode=mode,
-    )
-
-
-@st.composite
-def linears(draw):
-    rows, columns = draw(st.integers(1, 9)), draw(st.integers(1, 9))
-    if draw(st.booleans()):
-        return Conv1D(rows, columns)
-    return nn.Linear(columns, rows, bias=draw(st.booleans()))
-
-
-def input_for(layer: nn.Module) -> torch.Tensor:
-    if isinstance(layer, nn.Conv2d):
-        return torch.randn(2, layer.in_channels, 8, 9)
-    return torch.randn(2, 3, layer.nx if isinstance(layer, Conv1D) else layer.in_features)
-
-
-def wrap(layer: nn.Module, **choices) -> nn.Module:
-    return get_peft_model(nn.ModuleDict({"layer": layer}), SVDCoefficientConfig(target_modules=["layer"], **choices))
-
-
-def adapted(model: nn.Module) -> SVDCoefficientLayer:
-    return next(module for module in model.modules() if isinstance(module, SVDCoefficientLayer))
-
-
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @settings(max_examples=25)
-@given(layer=st.one_of(convolutions(), linears()), seed=st.integers(0, 100))
+@given(layer=LAYERS, seed=st.integers(0, 100))
 def test_an_adapted_layer_equals_the_layer_with_the_weight_composed_term_by_term(dtype, layer, seed):
     torch.manual_seed(seed)
     layer = layer.to(dtype)
@@ -88,7 +48,7 @@ def test_an_adapted_layer_equals_the_layer_with_the_weight_composed_term_by_term
 
 
 @settings(max_examples=30)
-@given(layer=st.one_of(convolutions(), linears()), seed=st.integers(0, 100), relative=st.booleans())
+@given(layer=LAYERS, seed=st.integers(0, 100), relative=st.booleans())
 def test_untouched_coefficients_give_the_plain_layer_bit_for_bit(layer, seed, relative):
     torch.manual_seed(seed)
     x = input_for(layer)
@@ -163,6 +123,28 @@ def test_autocast_computes_the_change_of_the_weight_in_float32(kind):
         result = output(model, batch(kind))
     assert result.dtype == torch.bfloat16
     torch.testing.assert_close(result.float(), output(model, batch(kind)), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", INPUTS)
+def test_autocast_on_the_gpu_trains_coefficients_in_float32(kind, dtype):
+    model = get_peft_model(make(kind), SVDCoefficientConfig(target_modules=TARGETS[kind])).cuda()
+    move(model)
+    x, layer = batch(kind).cuda(), adapted(model)
+    exact, change = output(model, x), layer.get_delta_weight("default")
+    model.train()
+    with torch.autocast("cuda", dtype=dtype):
+        assert torch.equal(layer.get_delta_weight("default"), change)
+        result = model(x)
+    assert result.dtype == dtype
+    torch.testing.assert_close(result.float(), exact, rtol=0.1, atol=0.1)
+    result.float().square().mean().backward()
+    gradients = {p.grad.dtype for p in model.parameters() if p.requires_grad}
+    assert gradients == {torch.float32}
+    # The same under autocast of another device changes nothing here.
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(output(model, x), exact)
 
 
 def test_in_evaluation_the_weight_is_formed_once_per_version_of_the_coefficients(monkeypatch):

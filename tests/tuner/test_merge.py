@@ -146,6 +146,22 @@ def test_a_safe_merge_refuses_values_that_are_not_finite_and_leaves_the_weight(v
     assert layers(model)[0].merged_adapters == ["a"]
 
 
+@pytest.mark.parametrize("how", ["merge_adapter", "merge_and_unload"])
+def test_a_safe_merge_that_fails_in_the_last_layer_leaves_all_layers_as_they_were(how):
+    model, x = with_adapters("MLP", "a", "b"), batch("MLP")
+    plain, before = make("MLP"), output(model, x)
+    with torch.no_grad():
+        layers(model)[1].svd_coefficient_p["b"][2] = float("nan")
+    with pytest.raises(ValueError, match="NaNs detected: merging b into lin1"):
+        getattr(model, how)(safe_merge=True, adapter_names=["b"])
+    assert [layer.merged_adapters for layer in layers(model)] == [[], []]
+    for layer, name in zip(layers(model), ("lin0", "lin1"), strict=True):
+        assert torch.equal(layer.base_weight, plain.get_submodule(name).weight)
+    assert torch.equal(output(model, x), before)
+    merged = model.merge_and_unload(safe_merge=True, adapter_names=["a"])
+    torch.testing.assert_close(output(merged, x), before, **CLOSE)
+
+
 def test_a_merge_in_half_precision_that_overflows_is_not_finite():
     model = get_peft_model(nn.ModuleDict({"x": nn.Linear(4, 4).half()}), SVDCoefficientConfig(target_modules=["x"]))
     with torch.no_grad():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import get_peft_model
+from torch import nn
 
 from samparser import SVDCoefficientConfig
 from tests.tuner.models import INPUTS, batch, make, move, output, with_adapters
@@ -52,3 +53,21 @@ def test_mixed_batches_refuse_what_they_cannot_do():
     model.merge_adapter()
     with pytest.raises(ValueError, match=r"when there are merged adapters.*Merged are: a"):
         output(model, x, adapter_names=["a"] * 4)
+
+
+def test_a_multi_head_attention_that_would_ignore_the_adapters_of_the_samples_is_refused():
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mha = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.mha(x, x, x)[0]
+
+    model = get_peft_model(Attention(), SVDCoefficientConfig(target_modules=["out_proj"]), "a")
+    x = torch.randn(2, 5, 8)
+    with pytest.raises(
+        TypeError, match=r"mha is an nn.MultiheadAttention, which reads the weight of its adapted out_proj"
+    ):
+        output(model, x, adapter_names=["a", "__base__"])
+    assert output(model, x).shape == x.shape
