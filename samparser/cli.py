@@ -7,6 +7,7 @@ tell the same. A mistake in the input ends with one message and exit status 2; `
 import json
 import os
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -256,7 +257,7 @@ def _train(arguments: Sequence[str]) -> int:
         _say(result.scores)
     if result.scores is not None and result.before is not None:
         _say(f"\n{verdict(result.before, result.scores)}\n")
-    _say(f"{result.steps} steps; everything is in {result.folder.path}, the adapter in {result.folder.adapter}")
+    _say(f"{_count(result.steps, 'step')}; everything is in {result.folder.path}, the adapter in {result.folder.adapter}")
     return 0
 
 
@@ -319,10 +320,13 @@ def _merge(arguments: Sequence[str]) -> int:
         raise ValueError(f"{out} is not empty; choose another folder for the merged model.")
     model, processor = load_model(command.adapter, base=command.base)
     plain: Any = merged(model, in_place=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    plain.save_pretrained(temporary)
-    processor.save_pretrained(temporary)
-    temporary.replace(out)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        plain.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     print(f"{out}: a plain {type(plain).__name__}; load it with {type(plain).__name__}.from_pretrained({str(out)!r})")
     return 0
 

@@ -190,6 +190,19 @@ def test_merging_into_a_folder_with_files_is_refused(capsys, trained, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_merge_that_fails_while_writing_leaves_nothing(capsys, trained, tmp_path, monkeypatch):
+    def full(self, folder, **options):
+        (folder / "half").parent.mkdir()
+        (folder / "half").touch()
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(SamModel, "save_pretrained", full)
+    status, _, err = run(capsys, "merge", trained / "adapter", tmp_path / "merged")
+    assert status == 2
+    assert "No space left on device" in err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_predict_wants_exactly_one_kind_of_prompt(capsys, tiny_sam_folder, tmp_path):
     status, _, err = run(capsys, "predict", tiny_sam_folder, tmp_path, "--output", tmp_path / "out")
     assert status == 2

@@ -83,8 +83,8 @@ def test_panels_show_the_part_with_masks_of_a_large_image_unless_told_not_to(tmp
     side_by_side(image, truth, {"tuned": moved}, tmp_path / "x.png", zoom=False)
     (zoomed, *_), (whole, *_) = (figure.axes for figure in figures)
     assert zoomed.get_title() == "image (part)"
-    # rows 100..300 and columns 50..80, with a tenth around them, but at least 64 pixels
-    assert zoomed.get_images()[0].get_array().shape == (240, 64, 3)
+    # rows 100..300 and columns 50..80, with a tenth around them; no strip, so the columns are widened
+    assert zoomed.get_images()[0].get_array().shape == (240, 192, 3)
     assert whole.get_title() == "image"
     assert whole.get_images()[0].get_array().shape == (400, 600, 3)
     assert figures[0].axes[2].get_title() == figures[1].axes[2].get_title() == "tuned: mean IoU 0.0 %"
@@ -117,6 +117,16 @@ def test_best_median_and_worst_are_picked_by_mean_iou():
     assert best_median_worst(one) == dict.fromkeys(("best", "median", "worst"), "only")
     with pytest.raises(ValueError, match="no scored image"):
         best_median_worst(ScoreTable([]))
+
+
+def test_curves_show_the_scores_before_tuning_as_level_lines(tmp_path, figures):
+    rows = [{"step": 0, "before_miou": 0.6, "before_f1": 0.7}, {"step": 5, "eval_miou": 0.5, "eval_f1": 0.65}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    score_curves(tmp_path / "log.jsonl", tmp_path / "x.png")
+    (axis,) = figures[0].axes
+    levels = {line.get_ydata()[0] for line in axis.get_lines() if list(line.get_xdata()) == [0, 1]}
+    assert levels == {60.0, 70.0}
+    assert {"mIoU before tuning", "F1 (= Dice) before tuning"} <= {text.get_text() for text in axis.texts}
 
 
 def test_curves_show_the_loss_its_terms_and_the_scores_in_percent(tmp_path, figures):

@@ -1,10 +1,17 @@
+import json
+from collections import defaultdict
+
 import numpy as np
 import pytest
 
+from samparser.cli import main
 from samparser.sam import predict
+from samparser.sam.data import DataSettings, open_dataset
 from samparser.sam.metrics import ScoreTable
 from samparser.training import EvalSettings, evaluate
 from samparser.training.report import add_scores_to_card
+from tests.conftest import make_tiny_sam
+from tests.sam.data.test_nifti import flare
 
 
 def test_scores_equal_masks_compared_one_by_one(tiny_sam, tiny_processor, toy_sets):
@@ -41,6 +48,33 @@ def test_jittered_boxes_give_other_scores_and_the_same_seed_gives_the_same(tiny_
     )
     assert first == second
     assert len({table.miou for table in (tight, first, other)}) == 3
+
+
+def test_ct_volumes_are_scored_by_the_dice_of_whole_organs(tiny_sam_folder, tiny_processor, tmp_path, capsys):
+    pytest.importorskip("nibabel", reason="the medical extra is not installed")
+    data = flare(tmp_path / "ct", cases=("0001", "0002"))
+    words = ["evaluate", str(tiny_sam_folder), "--data", str(data), "--split", "all", "--min_area", "5"]
+    assert main([*words, "--output", str(tmp_path / "scores")]) == 0
+    dataset, model = open_dataset(DataSettings(data=str(data), min_area=5), "all"), make_tiny_sam()
+    stacks = defaultdict(lambda: ([], []))
+    for sample in dataset:
+        masks = predict(model, tiny_processor, sample.image, boxes=sample.boxes)
+        for instance, mask in zip(sample.instances, masks, strict=True):
+            truths, predicted = stacks[sample.volume, instance.class_id]
+            truths.append(instance.full_mask(*sample.size))
+            predicted.append(mask)
+    dice = {}
+    for (volume, _), (truths, predicted) in stacks.items():
+        truth, found = np.stack(truths), np.stack(predicted)
+        dice.setdefault(volume, []).append(2 * (truth & found).sum() / (truth.sum() + found.sum()))
+    expected = np.mean([np.mean(organs) for organs in dice.values()])
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert scores["scores"]["volume_dsc"]["volumes"] == len(dice) == 2
+    assert scores["scores"]["volume_dsc"]["dsc"] == pytest.approx(expected, abs=1e-3)
+    assert "over the pixels of all scored slices of a volume" in scores["definitions"]["volume_dsc"]
+    printed = capsys.readouterr().out
+    assert "volume DSC" in printed
+    assert "left kidney" in printed
 
 
 def test_the_model_is_left_in_the_mode_it_was_in(tiny_sam, tiny_processor, toy_sets):

@@ -281,11 +281,13 @@ def test_accumulating_two_batches_equals_one_batch_of_two_images(run_tiny):
         torch.testing.assert_close(got[name], expected[name], rtol=1e-4, atol=1e-5)
 
 
-def test_bfloat16_autocast_trains_and_stays_close(run_tiny):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_autocast_trains_and_stays_close(run_tiny, precision):
     exact, _ = run_tiny("fp32", max_steps=2)
-    half, _ = run_tiny("bf16", max_steps=2, precision="bf16")
+    half, _ = run_tiny(precision, max_steps=2, precision=precision)
     first = [next(row["loss"] for row in result.folder.rows() if "loss" in row) for result in (exact, half)]
     assert first[1] == pytest.approx(first[0], rel=0.03)
+    assert first[1] != first[0]
 
 
 def test_the_recipe_that_was_used_is_written_down(run_tiny):

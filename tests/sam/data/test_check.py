@@ -78,7 +78,7 @@ def own(tmp_path, annotations, count=1):
     [
         ([{"image_id": 0, "segmentation": polygon(1, 1, 9, 9)}] * 2, "1 instances repeat another one"),
         ([{"image_id": 0, "segmentation": polygon(1, 1, 9, 9)}], "1 of 2 classes never occur: b"),
-        ([{"image_id": 0, "segmentation": polygon(1, 1, 3, 3)}], "1 instances have fewer than 10 px"),
+        ([{"image_id": 0, "segmentation": polygon(1, 1, 3, 3)}], "1 instance has fewer than 10 px"),
         ([{"image_id": 0, "segmentation": polygon(0, 0, 32, 23)}], "the median mask covers over 80 % of its image"),
         ([{"image_id": 0, "segmentation": polygon(1, 1, 9, 9)}], "median shorter side of a box is 8 px"),
         ([{"image_id": 0, "segmentation": polygon(n, 1, 9 + n, 9)} for n in range(12)], "filled rectangles"),
