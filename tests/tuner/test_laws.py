@@ -94,7 +94,7 @@ def test_the_order_of_adapters_does_not_matter_to_a_layer(layer, dtype, seed):
     assert all(torch.equal(merged[0], other) for other in merged[1:])
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(layer=LAYERS, dtype=DTYPES, choices=CHOICES, seed=SEEDS, size=SIZES)
 def test_a_saved_layer_comes_back_bit_for_bit(tmp_path_factory, layer, dtype, choices, seed, size):
     plain = plain_layer(layer, dtype, seed)
