@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..sam.atomic import write_text
 from .collect import Column, Report
-from .experiment import MethodRow
+from .experiment import RATES, MethodRow
 from .statistics import Difference, Spread
 
 _TITLES = {"miou": "mIoU", "f1": "F1", "dsc": "DSC"}
@@ -145,7 +145,8 @@ def _training(report: Report) -> str:
 
 def _set_rates(report: Report, column: Column, row: MethodRow) -> dict[str, float]:
     settings = report.experiment.train_settings(column.source, row)
-    return {"learning_rate": settings.learning_rate or 0.0}
+    rates = {"learning_rate": settings.learning_rate, "coefficient_lr": settings.coefficient_lr}
+    return {name: rate for name, rate in rates.items() if rate and (name in RATES[:1] or rate != rates[RATES[0]])}
 
 
 def _edge(report: Report, row: MethodRow, rates: dict[str, float]) -> str:
@@ -174,8 +175,9 @@ def _conventions(report: Report) -> Iterable[str]:
         + (" With one seed the error does not hold what another seed would change." if seeds == 1 else "")
     )
     yield (
-        "≈ marks differences within two standard errors: they support no order. Among twenty differences without any "
-        "effect about one is expected to lie outside of two, more with few seeds."
+        "≈ marks differences within two standard errors, or within as many as Student's t asks for where few seeds or "
+        "images make the error itself uncertain: they support no order. Among twenty differences without any effect "
+        "about one is expected to lie outside."
     )
     if any(column.cached(row.name) for column in report.columns for row in experiment.methods):
         yield (

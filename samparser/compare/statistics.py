@@ -19,18 +19,27 @@ class Spread:
 class Difference:
     """A mean difference of paired scores with its standard error.
 
-    ``error`` is None where there is only one pair. ``seeds`` and ``units`` are how many of each went in.
+    ``error`` is None where there is only one pair. ``seeds`` and ``units`` are how many of each went in, ``freedom``
+    the error's degrees of freedom after Satterthwaite: few where few seeds make up most of the error.
     """
 
     mean: float
     error: float | None
     seeds: int
     units: int
+    freedom: float = 1.0
+
+    @property
+    def errors_needed(self) -> float:
+        """How many standard errors it takes: two, or the 97.5 % quantile of Student's t where that is more."""
+        from scipy.stats import t
+
+        return max(2.0, float(t.ppf(0.975, self.freedom)))
 
     @property
     def clear(self) -> bool:
-        """Whether it is larger than two standard errors; otherwise the data support no order."""
-        return self.error is not None and abs(self.mean) > 2 * self.error
+        """Whether it is larger than chance explains; otherwise the data support no order."""
+        return self.error is not None and abs(self.mean) > self.errors_needed * self.error
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -74,21 +83,27 @@ def paired_difference(mine: Sequence[Mapping[str, float]], theirs: Sequence[Mapp
         return None
     table = [[left[unit] - right[unit] for unit in units] for left, right in pairs]
     mean = fmean(value for line in table for value in line)
-    return Difference(mean, _error(table, mean), len(table), len(units))
+    error, freedom = _error(table, mean)
+    return Difference(mean, error, len(table), len(units), freedom)
 
 
-def _error(table: Sequence[Sequence[float]], mean: float) -> float | None:
+def _error(table: Sequence[Sequence[float]], mean: float) -> tuple[float | None, float]:
+    """The standard error and its degrees of freedom."""
     seeds, units = len(table), len(table[0])
     by_seed = [fmean(line) for line in table]
     by_unit = [fmean(column) for column in zip(*table, strict=True)]
     of_seeds = variance(by_seed) / seeds if seeds > 1 else 0.0
     of_units = variance(by_unit) / units if units > 1 else 0.0
     if seeds == 1 and units == 1:
-        return None
+        return None, 1.0
     if seeds == 1 or units == 1:
-        return math.sqrt(of_seeds + of_units)
+        return math.sqrt(of_seeds + of_units), float(max(seeds, units) - 1)
     rest = sum(
         (value - by_seed[s] - by_unit[u] + mean) ** 2 for s, line in enumerate(table) for u, value in enumerate(line)
     )
     of_rest = rest / ((seeds - 1) * (units - 1)) / (seeds * units)
-    return math.sqrt(max(of_seeds + of_units - of_rest, of_seeds, of_units))
+    square = max(of_seeds + of_units - of_rest, of_seeds, of_units)
+    if square == 0:
+        return 0.0, float(min(seeds, units) - 1)
+    freedom = square**2 / (of_seeds**2 / (seeds - 1) + of_units**2 / (units - 1))
+    return math.sqrt(square), max(1.0, freedom)

@@ -179,18 +179,27 @@ def test_without_a_data_root_the_experiment_s_own_is_taken_or_asked_for(experime
         compare(own, output=tmp_path / "out")
 
 
-def test_two_processes_give_what_one_gives_and_the_cost_is_measured(copied, experiment, data_root):
+def test_two_processes_give_what_one_gives(copied, experiment, data_root):
     names = ["toy--samparser--seed0", "toy--samparser--seed1"]
     before = [result(copied, name)["units"] for name in names]
     for name in names:
         (copied / "results" / f"{name}.json").unlink()
         shutil.rmtree(copied / "runs" / name)
-    small = replace(experiment, methods=experiment.methods[2:], reference="samparser")
-    report = compare(small, output=copied, data_root=data_root, processes=2, say=lambda line: None)
+    compare(experiment, output=copied, data_root=data_root, processes=2, cost=False, say=lambda line: None)
     assert [result(copied, name)["units"] for name in names] == before
-    assert list(report.costs) == ["samparser"]
-    cost = report.costs["samparser"]
-    assert cost["trained"] > 56
-    assert cost["macs"]["step"] > cost["macs"]["cached_step"] > 0
-    assert 0.1 < cost["step_ratio"] < 10
+
+
+def test_costs_are_measured_once_and_stand_on_the_page(copied, experiment, data_root, monkeypatch):
+    # In this process: starting one takes longer than the measurement.
+    monkeypatch.setattr(workers.Workers, "_alone", lambda self, row: workers.do(self.workspace, row, {}))
+    report = compare(experiment, output=copied, data_root=data_root, say=lambda line: None)
+    assert list(report.costs) == ["zero-shot", "decoder", "samparser"]
+    ours, decoder, nothing = (report.costs[name] for name in ("samparser", "decoder", "zero-shot"))
+    assert ours["trained"] == decoder["trained"] + 24 + 32
+    assert ours["macs"]["step"] > ours["macs"]["cached_step"] > 0
+    assert nothing["macs"]["step"] == nothing["macs"]["forward"] == decoder["macs"]["forward"]
+    assert 0.1 < ours["step_ratio"] < 10
     assert "## Cost" in (copied / "small.md").read_text("utf-8")
+    monkeypatch.setattr(workers.Workers, "_alone", lambda self, row: pytest.fail("measured again"))
+    again = compare(experiment, output=copied, data_root=data_root, say=lambda line: None)
+    assert again.costs == report.costs

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from samparser.compare.statistics import paired_difference, spread
+from samparser.compare.statistics import Difference, paired_difference, spread
 
 
 def test_one_seed_has_no_deviation():
@@ -24,7 +24,10 @@ def test_the_paired_error_equals_a_computation_by_hand():
     assert expected < math.sqrt(0.01)
     assert difference.error == pytest.approx(math.sqrt(0.01))
     assert (difference.seeds, difference.units) == (2, 3)
-    assert difference.clear
+    # Satterthwaite: 0.01**2 / (0.0025**2 / 1 + 0.01**2 / 2).
+    assert difference.freedom == pytest.approx(1e-4 / (6.25e-6 + 5e-5))
+    # With so few, two and a half standard errors are not enough.
+    assert not difference.clear
 
 
 def test_the_error_is_that_of_seeds_and_units_without_an_interaction():
@@ -37,6 +40,14 @@ def test_with_one_seed_the_error_is_that_of_the_units_alone():
     difference = paired_difference([{"x": 0.2, "y": 0.6}], [{"x": 0.1, "y": 0.1}])
     assert difference.error == pytest.approx(math.sqrt(0.08 / 2))
     assert not difference.clear
+
+
+@pytest.mark.parametrize(("freedom", "needed"), [(1, 12.706), (2, 4.303), (10, 2.228), (60, 2.0003), (1000, 2.0)])
+def test_few_degrees_of_freedom_ask_for_more_than_two_standard_errors(freedom, needed):
+    # Table of Student's t, two-sided, 5 %.
+    assert Difference(1.0, 0.1, 2, 2, freedom).errors_needed == pytest.approx(needed, abs=1e-3)
+    assert Difference(needed * 0.1 + 1e-3, 0.1, 2, 2, freedom).clear
+    assert not Difference(-needed * 0.1 + 1e-3, 0.1, 2, 2, freedom).clear
 
 
 def test_one_pair_supports_nothing():
