@@ -206,6 +206,9 @@ def train(
     folder = RunFolder(Path(output))
     arguments = _training_arguments(folder, settings, has_eval=eval_set is not None)
     _check_loggers(arguments)
+    if settings.precision == "fp16" and arguments.device.type == "cpu":
+        # accelerate has no fp16 autocast on a CPU and would train in fp32 without a word.
+        raise ValueError("precision is fp16, which needs a GPU; on a CPU train in fp32 or bf16.")
     everything = {
         **(context or {}),
         "train": settings.to_dict(),

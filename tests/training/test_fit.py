@@ -281,10 +281,15 @@ def test_accumulating_two_batches_equals_one_batch_of_two_images(run_tiny):
         torch.testing.assert_close(got[name], expected[name], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_autocast_trains_and_stays_close(run_tiny, precision):
+def test_float16_is_refused_on_a_cpu_and_not_ignored(run_tiny, tmp_path):
+    with pytest.raises(ValueError, match="precision is fp16, which needs a GPU; on a CPU train in fp32 or bf16"):
+        run_tiny(max_steps=1, precision="fp16", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_bfloat16_autocast_trains_and_stays_close(run_tiny):
     exact, _ = run_tiny("fp32", max_steps=2)
-    half, _ = run_tiny(precision, max_steps=2, precision=precision)
+    half, _ = run_tiny("bf16", max_steps=2, precision="bf16")
     first = [next(row["loss"] for row in result.folder.rows() if "loss" in row) for result in (exact, half)]
     assert first[1] == pytest.approx(first[0], rel=0.03)
     assert first[1] != first[0]
