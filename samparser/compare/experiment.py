@@ -15,6 +15,7 @@ from ..sam.data import DataSettings, PromptSettings
 from ..sam.data.layouts import LAYOUTS
 from ..sam.data.settings import SPLITS
 from ..training import EvalSettings, TrainSettings
+from .panels import Panels
 from .plugins import import_files
 from .strict import ExperimentError, check_fields, from_json, refuse_unknown
 
@@ -88,6 +89,7 @@ class MethodRow:
         train_images: Train on so many images, drawn by the cell's seed; not given: on all.
         trials: The learning rates that this row tries in place of ``search.trials``, as many as those.
         paper_trained_k: Trained parameters that the paper prints, in units of 1024.
+        paper_gmac: What the paper prints as FLOPs (G) of the whole model: 10^9 multiply-accumulates.
     """
 
     method: str
@@ -99,6 +101,7 @@ class MethodRow:
     train_images: int | None = None
     trials: list[dict[str, float]] | None = None
     paper_trained_k: float | None = None
+    paper_gmac: float | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ class Experiment:
     Attributes:
         name: Name of the files that are written.
         title: Title of the written page.
-        data: The data sets, one column each.
+        data: The data sets, one column each. None: nothing is trained, the cost of each row is counted.
         methods: The rows.
         model: SAM checkpoint: a folder, relative to the experiment file, or a hub id.
         training: Fields of `TrainSettings` for all cells: ``recipe``, ``epochs``, ``learning_rate``, ...
@@ -140,6 +143,7 @@ class Experiment:
         reference: Name of the row that differences are taken to.
         search: How learning rates are chosen; not given: they are those of ``training``.
         paper: What the paper reports, in percent: ``{row: {data set: {metric: value}}}``.
+        panels: Which images and rows to draw.
         notes: Sentences to print below the table.
         data_root: Data root where the command gives none, relative to the experiment file.
         imports: Python files, relative to the experiment file, that add methods or layouts. They are executed.
@@ -158,6 +162,7 @@ class Experiment:
     reference: str = "decoder"
     search: Search | None = None
     paper: dict[str, Any] = field(default_factory=dict)
+    panels: Panels | None = None
     notes: tuple[str, ...] = ()
     data_root: str | None = None
     imports: tuple[str, ...] = ()
@@ -228,6 +233,8 @@ def parse_experiment(content: Any, path: Path = Path("experiment.json")) -> Expe
     )
     if given.get("search") is not None:
         given["search"] = from_json(Search, given["search"], f"{path.name}.search")
+    if given.get("panels") is not None:
+        given["panels"] = from_json(Panels, given["panels"], f"{path.name}.panels")
     given |= {name: tuple(given[name]) for name in ("seeds", "notes", "imports") if name in given}
     experiment = replace(from_json(Experiment, given, path.name), file=path)
     _check(experiment, path.name)
@@ -277,7 +284,7 @@ def _check(experiment: Experiment, where: str) -> None:
     _check_name(experiment.name, where)
     for kind, items in (("data", experiment.data), ("methods", experiment.methods)):
         names = [item.name for item in items]
-        if not names:
+        if not names and kind == "methods":
             raise ExperimentError(f"{where}.{kind} is empty; an experiment needs at least one entry there.")
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
@@ -296,6 +303,8 @@ def _check(experiment: Experiment, where: str) -> None:
                 experiment.prompt_settings(source, row)
             except ValueError as error:
                 raise ExperimentError(f"{where}: settings of {row.name} on {source.name}: {error}") from error
+    if experiment.panels is not None:
+        experiment.panels.check([(row.name, row.label) for row in experiment.methods], f"{where}.panels")
     _check_search(experiment, where)
     _check_paper(experiment, where)
 

@@ -23,11 +23,15 @@ def write_report(report: Report, output: Path) -> tuple[Path, Path]:
 
 def markdown(report: Report) -> str:
     """The page: overview, one table per data set, costs, learning rates, conventions."""
+    if not report.columns:
+        return _counts_page(report)
     parts = [f"# {report.experiment.title}", _intro(report)]
     if len(report.columns) > 1:
         parts += ["## Overview", _overview(report)]
     for column in report.columns:
         parts += [f"## {column.source.title}", _scores(report, column)]
+    if report.experiment.panels is not None:
+        parts += ["## Figure", f"![image, ground truth and predictions]({report.experiment.name}.png)"]
     if report.costs:
         parts += ["## Cost", _costs(report)]
     parts += ["## Training", _training(report)]
@@ -115,6 +119,51 @@ def _costs(report: Report) -> str:
         "that alternate with the reference's. 1 K is 1024 parameters, 1 GMAC 10^9 multiplications with their additions."
     )
     return f"{table(head, lines)}\n\n{note}"
+
+
+def _counts_page(report: Report) -> str:
+    """The page of an experiment without data sets: what its rows cost, and the paper's figures beside."""
+    rows, reference = report.experiment.methods, report.experiment.row(report.experiment.reference)
+    base = report.costs[reference.name]
+    head = ["", "trained (K)", "paper", "extra (K)", "paper", "file (KB)", "forward (GMAC)", "paper"]
+    head += ["extra", "paper", "extra merged", "step (GMAC)", "cached step (GMAC)"]
+    lines = []
+    for row in rows:
+        cost = report.costs[row.name]
+        macs, other = cost["macs"], base["macs"]
+        lines.append(
+            [
+                row.label,
+                f"{cost['trained'] / 1024:.1f}",
+                _number(row.paper_trained_k),
+                f"{(cost['trained'] - base['trained']) / 1024:+.1f}",
+                _signed(_minus(row.paper_trained_k, reference.paper_trained_k)),
+                f"{cost['bytes'] / 1024:,.0f}",
+                f"{macs['forward'] / 1e9:.2f}",
+                _number(row.paper_gmac),
+                f"{(macs['forward'] - other['forward']) / 1e9:+.2f}",
+                _signed(_minus(row.paper_gmac, reference.paper_gmac)),
+                f"{(macs['merged'] - other['merged']) / 1e9:+.2f}",
+                *(_giga(macs[name]) for name in ("step", "cached_step")),
+            ]
+        )
+    notes = (
+        f"Extra: beyond {reference.label}. 1 K is 1024 parameters. 1 GMAC is 10^9 multiplications with additions, "
+        "half of what are usually called FLOPs; matrix products, convolutions and attention are counted, for one image "
+        "of the model's full size and one box.",
+        "Methods of coefficients are counted in their factored form, U (p * (V x)); the layers choose for each shape "
+        "what runs faster. Merged: the model to be deployed, which is the plain one where the method merges.",
+        "A step is forward and backward of one training step; cached: with the features that enter the neck computed "
+        "once and kept.",
+        *report.experiment.notes,
+    )
+    intro = f"Model: `{report.experiment.model}`, counted from its configuration, without data or weights."
+    parts = [f"# {report.experiment.title}", intro, table(head, lines), "## How to read this"]
+    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in notes)]) + "\n"
+
+
+def _minus(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else value - other
 
 
 def _training(report: Report) -> str:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from .collect import Column, Report
+from .counts import count_rows
 from .experiment import Experiment, MethodRow
+from .figure import draw_figure, require_drawing
 from .pages import write_report
 from .plan import Cell, seed_cells, trains_nothing, trial_cells
 from .step_cost import cost_settings
@@ -29,6 +31,8 @@ def compare(
 ) -> Report:
     """Trains and scores every cell whose result is not there yet and writes ``NAME.md`` and ``NAME.json``.
 
+    With ``panels`` it draws ``NAME.png`` as well. An experiment without data sets only counts what its rows cost.
+
     Each finished cell is one file in ``output/results``. A command that was stopped goes on where it was, also within
     a training; the files of cells that are finished are never written again.
 
@@ -48,6 +52,12 @@ def compare(
     """
     if processes < 1:
         raise ExperimentError(f"processes is {processes}; it must be at least 1.")
+    if not experiment.data:
+        report = Report(experiment, [], count_rows(experiment, say))
+        write_report(report, Path(output))
+        return report
+    if experiment.panels is not None:
+        require_drawing()
     root = _root(experiment, data_root)
     require_data(experiment.data, root)
     output = Path(output)
@@ -56,6 +66,7 @@ def compare(
     run.start(cost=cost)
     run.finish()
     report = Report(experiment, run.columns(), run.costs)
+    draw_figure(workspace, report)
     write_report(report, output)
     return report
 
