@@ -59,27 +59,27 @@ class Recipe:
 
     architecture: Architecture = field(default_factory=Architecture)
     phases: tuple[Phase, ...] = (
-        Phase(until=1500, size=128, batch=8, objects=8, zoom=(0.45, 1.2), photo_zoom=(0.22, 0.8)),
-        Phase(until=2130, size=256, batch=4, objects=8, zoom=(0.7, 1.3), photo_zoom=(0.4, 0.9)),
+        Phase(until=1200, size=128, batch=8, objects=8, zoom=(0.45, 1.2), photo_zoom=(0.22, 0.8)),
+        Phase(until=2500, size=128, batch=12, objects=8, zoom=(0.45, 1.2), photo_zoom=(0.22, 0.8)),
+        Phase(until=3400, size=256, batch=4, objects=8, zoom=(0.7, 1.3), photo_zoom=(0.4, 0.9)),
     )
     seed: int = 0
-    scenes: int = 3000
+    scenes: int = 3600
     held_out_scenes: int = 32
     photo_share: float = 0.3
     held_out_photos: int = 10
-    box_only: int = 1100
+    box_only: int = 900
     learning_rate: tuple[tuple[int, float], ...] = (
-        (0, 1e-3 / 120),
-        (119, 1e-3),
-        (1250, 1e-3),
-        (1900, 0.0),
-        (1915, 2.5e-4),
-        (2140, 0.0),
+        (0, 1e-5),
+        (100, 1e-3),
+        (2300, 1e-3),
+        (2600, 1e-3 * 1210 / 1510),
+        (3410, 0.0),
     )
     muon: float = 2.0
     weight_decay: float = 0.03
-    average: tuple[tuple[int, float], ...] = ((0, 0.998), (1250, 0.99))
-    offset: tuple[tuple[int, float], ...] = ((0, 0.0), (2000, 0.6))
+    average: tuple[tuple[int, float], ...] = ((0, 0.998), (2500, 0.99), (3000, 0.995))
+    offset: tuple[tuple[int, float], ...] = ((0, 0.0), (3000, 0.6))
 
     def __post_init__(self) -> None:
         ends = [0, *(phase.until for phase in self.phases)]

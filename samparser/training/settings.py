@@ -50,8 +50,8 @@ class TrainSettings:
     loss_resolution: Literal["input", "logits"] = _option(
         "input",
         "Where the loss compares masks: 'input' scales the logits up to the model's input size, as the scores do; "
-        "'logits' scales the masks down to the logits (a quarter of the input for SAM ViT): 16 times less memory, "
-        "coarser outlines.",
+        "'logits' scales the masks down to the logits (a quarter of the input for SAM ViT): a little faster, coarser "
+        "outlines.",
     )
     batch_size: int = _option(1, "Images per process and step.")
     gradient_accumulation: int = _option(1, "Batches whose gradients are averaged into one optimizer step.")
