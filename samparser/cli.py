@@ -257,7 +257,9 @@ def _train(arguments: Sequence[str]) -> int:
         _say(result.scores)
     if result.scores is not None and result.before is not None:
         _say(f"\n{verdict(result.before, result.scores)}\n")
-    _say(f"{_count(result.steps, 'step')}; everything is in {result.folder.path}, the adapter in {result.folder.adapter}")
+    _say(
+        f"{_count(result.steps, 'step')}; everything is in {result.folder.path}, the adapter in {result.folder.adapter}"
+    )
     return 0
 
 

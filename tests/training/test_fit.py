@@ -256,7 +256,9 @@ def test_out_of_memory_names_the_settings_that_help(run_tiny, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(SamTrainer, "compute_loss", full)
-    with pytest.raises(OutOfMemoryError, match=r"--max_instances.*--precision bf16.*--cache DIR.*--gradient_checkpointing"):
+    with pytest.raises(
+        OutOfMemoryError, match=r"--max_instances.*--precision bf16.*--cache DIR.*--gradient_checkpointing"
+    ):
         run_tiny(max_steps=1)
 
 
