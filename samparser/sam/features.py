@@ -131,13 +131,18 @@ class FeatureCache:
     def features(self, image: np.ndarray) -> Tensor:
         """The features of an image as stored; computed and stored first if they are not there or damaged."""
         key = image_key(image)
+        stored = self._stored(key)
+        return self.store.write(key, self.encode(image)) if stored is None else stored
+
+    def _stored(self, key: str) -> Tensor | None:
+        """The features under a key; None where they are not there, or damaged, of which a warning tells."""
         try:
             return self.store.read(key, verify=True)
         except MissingFeaturesError:
-            pass
+            return None
         except DamagedFeaturesError as error:
-            warnings.warn(f"{error} It is computed anew now.", stacklevel=2)
-        return self.store.write(key, self.encode(image))
+            warnings.warn(f"{error} It is computed anew now.", stacklevel=3)
+            return None
 
     def need(self, images: int) -> str:
         """Says what so many images take on disk, what is there already and what is free.
@@ -193,15 +198,9 @@ class FeatureCache:
         for index in indices:
             image = samples[index].image
             key = image_key(image)
-            try:
-                self.store.read(key, verify=True)
-                continue
-            except MissingFeaturesError:
-                pass
-            except DamagedFeaturesError as error:
-                warnings.warn(f"{error} It is computed anew now.", stacklevel=2)
-            self.store.write(key, self.encode(image))
-            encoded += 1
+            if self._stored(key) is None:
+                self.store.write(key, self.encode(image))
+                encoded += 1
         return encoded
 
     @contextmanager
