@@ -26,6 +26,7 @@ from .feature_encoder import EncoderAside
 from .feature_keys import image_key, upstream_fingerprint, upstream_tensors
 from .feature_store import DamagedFeaturesError, FeatureStore, MissingFeaturesError
 from .presets import check_processor, plain_model
+from .upscaling import upscaling_by_products
 
 if TYPE_CHECKING:
     from .data import Sample
@@ -207,7 +208,8 @@ class FeatureCache:
     def feeding(self) -> Iterator["FeatureProcessor"]:
         """Inside the block the model takes features as ``pixel_values``, and its frozen encoder is not in memory.
 
-        The encoder's weights wait in a file beside the features, and are back, bit for bit, when the block ends.
+        The encoder's weights wait in a file beside the features, and are back, bit for bit, when the block ends. The
+        mask decoder works as in :func:`~samparser.sam.upscaling.upscaling_by_products`.
         """
         if self._aside is not None:
             raise RuntimeError("This cache already feeds its model.")
@@ -216,7 +218,8 @@ class FeatureCache:
         after_neck = self.form == "embedding"
         self._aside = EncoderAside(self._sam.vision_encoder, self.store.shape, weights, after_neck=after_neck)
         try:
-            yield self.processor
+            with upscaling_by_products(self._sam):
+                yield self.processor
         finally:
             self._aside.restore()
             self._aside = None

@@ -19,6 +19,7 @@ from ..sam.flips import RandomlyFlipped
 from ..sam.memory import TRAINING, advising
 from ..sam.metrics import ScoreTable
 from ..sam.presets import neck_targets
+from ..sam.upscaling import upscaling_by_products
 from .before import ScoreBefore, scores_before
 from .caching import fed_from, images_of, open_cache
 from .callbacks import CheckpointMark, EpochToDataset, JsonLinesLog, LogBeforeCheckpoint, ProgressBar
@@ -283,7 +284,7 @@ def _run(
         step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] if checkpoint else -1
         folder.rewind_log(step)
     trainer.accelerator.wait_for_everyone()
-    with advising(TRAINING):
+    with upscaling_by_products(trainer.model), advising(TRAINING):
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return outcome.metrics, _final_scores(trainer, eval_set)
 

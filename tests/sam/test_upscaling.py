@@ -1,0 +1,108 @@
+"""Upscaling by products gives the masks, gradients and state of transformers' decoder, and leaves no trace."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import samparser
+from samparser.sam.upscaling import in_order, upscaling_by_products
+
+BOXES = [[[4.0, 6.0, 40.0, 30.0], [10.0, 2.0, 20.0, 60.0]], [[1.0, 1.0, 9.0, 9.0], [30.0, 30.0, 60.0, 50.0]]]
+
+
+def masks_and_gradients(model, *, multimask_output, dtype=None):
+    torch.manual_seed(0)
+    size = model.config.vision_config.image_size
+    images = torch.randn(len(BOXES), 3, size, size)
+    model.zero_grad()
+    with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        output = model(pixel_values=images, input_boxes=torch.tensor(BOXES), multimask_output=multimask_output)
+    masks = output.pred_masks.float()
+    ((masks * torch.randn_like(masks)).mean() + output.iou_scores.float().sum()).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return masks.detach(), output.iou_scores.detach(), gradients
+
+
+@pytest.mark.parametrize("multimask_output", [False, True])
+def test_masks_and_gradients_are_those_of_the_plain_decoder(tiny_sam, multimask_output):
+    masks, scores, gradients = masks_and_gradients(tiny_sam, multimask_output=multimask_output)
+    with upscaling_by_products(tiny_sam):
+        lean_masks, lean_scores, lean_gradients = masks_and_gradients(tiny_sam, multimask_output=multimask_output)
+    assert masks.std() > 0.01
+    torch.testing.assert_close(lean_masks, masks)
+    torch.testing.assert_close(lean_scores, scores)
+    assert set(lean_gradients) == set(gradients)
+    assert gradients["mask_decoder.upscale_conv2.weight"].abs().max() > 1e-6
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(lean_gradients[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_masks_under_autocast_are_as_near_as_half_precision_allows(tiny_sam):
+    masks, _, _ = masks_and_gradients(tiny_sam, multimask_output=False, dtype=torch.bfloat16)
+    with upscaling_by_products(tiny_sam):
+        lean, _, _ = masks_and_gradients(tiny_sam, multimask_output=False, dtype=torch.bfloat16)
+    torch.testing.assert_close(lean, masks, rtol=0.05, atol=0.02 * float(masks.abs().max()))
+
+
+def changed_classes(model, classes):
+    return sorted(type(m).__name__ for m, before in zip(model.modules(), classes, strict=True) if type(m) is not before)
+
+
+def test_every_decoder_of_an_adapted_model_is_changed_and_every_class_is_put_back(tiny_sam):
+    model = samparser.build("samparser", tiny_sam)
+    classes, names = [type(module) for module in model.modules()], list(model.state_dict())
+    # PEFT keeps the plain decoder beside the trained copy.
+    lean = sorted(["BlockMaskDecoder", "_BlockConvTranspose", "_BlockConvTranspose", "_ChannelsLastGELU"] * 2)
+
+    def fail_inside():
+        with upscaling_by_products(model):
+            assert changed_classes(model, classes) == lean
+            with upscaling_by_products(model):
+                pass
+            assert changed_classes(model, classes) == lean  # the inner block changed nothing and put nothing back
+            assert list(model.state_dict()) == names
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail_inside()
+    assert changed_classes(model, classes) == []
+
+
+@pytest.mark.parametrize("part", ["upscale_conv1", "activation"])
+def test_a_decoder_whose_upscaling_is_not_sams_is_left_alone(tiny_sam, part):
+    decoder = tiny_sam.mask_decoder
+    setattr(decoder, part, nn.Sequential(getattr(decoder, part)))
+    classes = [type(module) for module in tiny_sam.modules()]
+    with upscaling_by_products(tiny_sam):
+        assert changed_classes(tiny_sam, classes) == []
+
+
+def test_copies_made_inside_work_with_their_own_weights(tiny_sam):
+    with upscaling_by_products(tiny_sam):
+        twin = copy.deepcopy(tiny_sam)
+    with torch.no_grad():
+        twin.mask_decoder.upscale_conv2.weight.zero_()
+        twin.mask_decoder.upscale_conv2.bias.zero_()
+    zero, _, _ = masks_and_gradients(twin, multimask_output=False)
+    assert torch.equal(zero, torch.zeros_like(zero))
+    assert masks_and_gradients(tiny_sam, multimask_output=False)[0].abs().max() > 0
+
+
+@settings(deadline=None)
+@given(batch=st.integers(1, 3), height=st.integers(1, 4), width=st.integers(1, 5), seed=st.integers(0, 99))
+def test_blocks_in_order_are_two_transposed_convolutions(batch, height, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, 3, height, width, generator=generator)
+    first, second = torch.randn(3, 2, 2, 2, generator=generator), torch.randn(2, 1, 2, 2, generator=generator)
+    expected = F.conv_transpose2d(F.conv_transpose2d(x, first, stride=2), second, stride=2)
+    rows = x.permute(0, 2, 3, 1).numpy()
+    one = np.einsum("bhwc,cokl->bhwklo", rows, first.numpy())
+    two = np.einsum("bhwklo,opmn->bhwklmnp", one, second.numpy())
+    blocks = torch.from_numpy(two.reshape(batch, 1, 4 * height, 4 * width))
+    torch.testing.assert_close(in_order(blocks), expected, rtol=1e-4, atol=1e-5)
