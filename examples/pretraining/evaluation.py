@@ -9,6 +9,7 @@ from transformers import SamModel
 
 from pretraining.samples import Photo, Window, cut, normalise, tight_box
 from pretraining.scenes import Scene
+from samparser.sam.baselines import box_masks, ellipse_masks
 
 MAX_OBJECTS = 10
 
@@ -62,15 +63,12 @@ def mean_iou(model: SamModel, pictures: list[HeldOut]) -> float:
 
 def baselines(pictures: list[HeldOut]) -> dict[str, float]:
     """Mean IoU of the box itself and of the ellipse inscribed in it."""
-    box_scores: list[float] = []
-    ellipse_scores: list[float] = []
+    scores: dict[str, list[float]] = {"box": [], "ellipse": []}
     for picture in pictures:
-        y, x = np.mgrid[: picture.masks.shape[1], : picture.masks.shape[2]] + 0.5
-        x0, y0, x1, y1 = (side[:, None, None] for side in picture.boxes.numpy().T)
-        box_scores += _iou((x >= x0) & (x < x1) & (y >= y0) & (y < y1), picture.masks)
-        round_x, round_y = (x - (x0 + x1) / 2) / ((x1 - x0) / 2), (y - (y0 + y1) / 2) / ((y1 - y0) / 2)
-        ellipse_scores += _iou(round_x**2 + round_y**2 <= 1, picture.masks)
-    return {"box": float(np.mean(box_scores)), "ellipse": float(np.mean(ellipse_scores))}
+        boxes, size = picture.boxes.numpy(), picture.masks.shape[1:]
+        scores["box"] += _iou(box_masks(boxes, size), picture.masks)
+        scores["ellipse"] += _iou(ellipse_masks(boxes, size), picture.masks)
+    return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
 def _iou(ours: np.ndarray, theirs: np.ndarray) -> list[float]:

@@ -5,7 +5,7 @@ This room sees which parameters require a gradient and never asks which method m
 
 from ..sam.memory import OutOfMemoryError
 from .before import verdict
-from .evaluation import evaluate
+from .evaluation import evaluate, evaluate_baselines
 from .fit import TrainResult, train
 from .run_folder import RunFolder, RunFolderError
 from .settings import RECIPES, EvalSettings, TrainSettings
@@ -21,6 +21,7 @@ __all__ = [
     "TrainResult",
     "TrainSettings",
     "evaluate",
+    "evaluate_baselines",
     "train",
     "verdict",
 ]

@@ -11,6 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
 
+from ..sam.baselines import box_masks, ellipse_masks
 from ..sam.memory import SCORING, advising
 from ..sam.metrics import ScoreTable, score_instances
 from ..sam.prediction import predict
@@ -96,3 +97,24 @@ def evaluate(
     if together:
         rows = gather_object(rows)
     return ScoreTable(rows, classes=getattr(dataset, "classes", None))
+
+
+def evaluate_baselines(
+    dataset: "Sequence[Sample]", settings: EvalSettings | None = None, *, limit: int | None = None
+) -> dict[str, ScoreTable]:
+    """Scores of two answers that need no model, given the boxes that :func:`evaluate` gives the model.
+
+    A model that is not above them adds nothing to its prompt, however high its scores look.
+
+    Returns:
+        ``"box"``, the box itself as the mask, and ``"ellipse"``, the ellipse inscribed in it.
+    """
+    settings = settings or EvalSettings()
+    rows: dict[str, list[Any]] = {"box": [], "ellipse": []}
+    for index in range(min(len(dataset), limit or len(dataset))):
+        sample = dataset[index]
+        boxes = prompts_for(sample, index, settings)
+        rows["box"] += score_instances(sample, box_masks(boxes, sample.size))
+        rows["ellipse"] += score_instances(sample, ellipse_masks(boxes, sample.size))
+    classes = getattr(dataset, "classes", None)
+    return {name: ScoreTable(own, classes=classes) for name, own in rows.items()}

@@ -27,10 +27,24 @@ def test_the_quickstart_leaves_adapter_merged_model_and_picture(tmp_path, monkey
     printed = capsys.readouterr().out
     assert "reloaded adapter gives the same masks: True" in printed
     assert "trained parameters" in printed
+    assert "of 2 test images gain" in printed
     assert (tmp_path / "out/run/adapter/adapter_model.safetensors").is_file()
     assert type(SamModel.from_pretrained(tmp_path / "out/merged")) is SamModel
     with Image.open(tmp_path / "out/before-after.png") as picture:
         assert picture.size[0] > 400
+
+
+def test_the_zero_shot_table_has_the_model_beside_box_and_ellipse(monkeypatch, capsys, toy_coco, tiny_sam_folder):
+    run_example("zero_shot.py", monkeypatch, "--model", tiny_sam_folder, "--data", toy_coco, "--split", "val")
+    lines = capsys.readouterr().out.splitlines()
+    rows = {
+        cells[1]: cells[2:5] for cells in ([cell.strip() for cell in line.split("|")] for line in lines if "|" in line)
+    }
+    assert {"the model", "the box itself", "ellipse in the box"} < set(rows)
+    # The instances of this data set are ellipses: the inscribed ellipse is nearly right, its box is 4 / pi as large.
+    assert float(rows["ellipse in the box"][0]) > 90
+    assert 70 < float(rows["the box itself"][0]) < 85
+    assert "±" in rows["ellipse in the box"][1]
 
 
 def test_the_own_loop_saves_an_adapter(tmp_path, monkeypatch):
