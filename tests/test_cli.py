@@ -1,6 +1,7 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -222,3 +223,33 @@ def test_checking_a_data_set_prints_counts_and_draws(capsys, toy_coco, tmp_path)
     assert "18" in out
     with Image.open(sheet) as picture:
         assert min(picture.size) > 100
+
+
+def test_push_uploads_the_adapter_folder_and_nothing_else(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    class FakeApi:
+        def create_repo(self, repo, **options):
+            calls.append(("create", repo, options))
+
+        def upload_folder(self, *, repo_id, folder_path, commit_message):
+            calls.append(("upload", repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+            return f"https://huggingface.co/{repo_id}"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeApi)
+    adapter = tmp_path / "run" / "adapter"
+    adapter.mkdir(parents=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors", "README.md"):
+        (adapter / name).write_text("{}")
+    (tmp_path / "run" / "scores.json").write_text("{}")
+
+    assert main(["push", str(adapter), "somebody/cells", "--private", "True"]) == 0
+    assert calls == [
+        ("create", "somebody/cells", {"private": True, "exist_ok": True}),
+        ("upload", "somebody/cells", ["README.md", "adapter_config.json", "adapter_model.safetensors"]),
+    ]
+    assert "https://huggingface.co/somebody/cells" in capsys.readouterr().out
+
+    calls.clear()
+    assert main(["push", str(tmp_path / "run"), "somebody/cells"]) == 2  # the run holds the adapter, and is not one
+    assert calls == []

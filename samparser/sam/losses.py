@@ -97,6 +97,7 @@ class _Loss(torch.autograd.Function):
         equation: "_Equation",
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The whole loss and its three terms; computes the gradient as well where the logits need one."""
         height, width = targets.shape[-2:]
         counted = instance_valid.bool()
         if pixel_valid is not None and bool(
@@ -127,6 +128,7 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """The kept gradient times that of the whole loss; the terms are for the log and have none."""
         if torch.is_grad_enabled():
             raise RuntimeError("segmentation_loss has no second derivative: call backward without create_graph=True.")
         (gradient,) = ctx.saved_tensors

@@ -85,6 +85,7 @@ class _Combine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of z, coefficients and bias, each where it is asked for; U is frozen."""
         (dy,) = gradients
         z, u, p = ctx.saved_tensors
         dz = dp = dbias = None
@@ -118,6 +119,7 @@ class _FrozenConvolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of the input; the kernel is frozen."""
         (dz,) = gradients
         (kernel,) = ctx.saved_tensors
         return conv2d_input(ctx.shape, kernel, dz, *ctx.geometry), None, None, None, None

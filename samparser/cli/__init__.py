@@ -11,114 +11,21 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ._version import __version__
-
-
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
-_MODEL_HELP = "A SAM checkpoint (base or merged) or an adapter: a local folder, or a name on the Hugging Face hub."
-_ADAPTER_HELP = "The adapter: its folder (for instance RUN/adapter), or its name on the Hugging Face hub."
-_DEVICE_HELP = "auto: a GPU where there is one; cpu: never a GPU."
-
-
-@dataclass(frozen=True)
-class TrainCommand:
-    """Fine-tune a SAM on a data set."""
-
-    model: str = field(
-        metadata={"help": "The base SAM: a local checkpoint folder or a hub id such as facebook/sam-vit-base."}
-    )
-    output: str = field(metadata={"help": "Folder for settings, log, checkpoints, adapter, scores and figures."})
-    method: str = _option("samparser", "What is trained: `samparser methods` lists the names.")
-    method_options: str = _option(
-        "{}", 'Options of the method as JSON, for instance \'{"parametrization": "relative"}\'.'
-    )
-    train_split: str = _option("train", "Split to train on.")
-    eval_split: str = _option("val", "Split to score on; 'none': do not score.")
-    resume: bool = _option(False, "Go on with the run in --output.")
-    overwrite: bool = _option(False, "Delete the run in --output and start again.")
-
-
-@dataclass(frozen=True)
-class EvaluateCommand:
-    """Score a base model, an adapter or a merged model on a data set."""
-
-    model: str = field(metadata={"help": _MODEL_HELP})
-    base: str | None = _option(None, "Base model of the adapter; not given: the one that the adapter names.")
-    split: str = _option("val", "Split to score.")
-    output: str | None = _option(None, "Folder for scores.json and scores.csv (one row per instance).")
-    limit_images: int | None = _option(None, "Score only so many images.")
-    device: Literal["auto", "cpu"] = _option("auto", _DEVICE_HELP)
-
-
-@dataclass(frozen=True)
-class PredictCommand:
-    """Segment images with boxes, points or a grid of points."""
-
-    model: str = field(metadata={"help": _MODEL_HELP})
-    images: list[str] = field(metadata={"help": "Image files, or folders of images."})
-    output: str = field(metadata={"help": "Folder for masks (label PNG), overlays (PNG) and masks.json (COCO, RLE)."})
-    base: str | None = _option(None, "Base model of the adapter; not given: the one that the adapter names.")
-    boxes: str | None = _option(
-        None, "JSON file {image file name: [[x0, y0, x1, y1], ...]}, pixels of the original image."
-    )
-    points: str | None = _option(None, "JSON file {image file name: [[x, y], ...]}, one foreground point per object.")
-    grid: int | None = _option(None, "Segment everything from a grid of so many points per side; needs no prompts.")
-    batch: int = _option(64, "Prompts decoded together; bounds the memory, does not change the masks.")
-    device: Literal["auto", "cpu"] = _option("auto", _DEVICE_HELP)
-
-
-@dataclass(frozen=True)
-class MergeCommand:
-    """Write an adapter and its base as one plain SamModel that needs no samparser."""
-
-    adapter: str = field(metadata={"help": _ADAPTER_HELP})
-    out: str = field(metadata={"help": "Folder for the merged checkpoint."})
-    base: str | None = _option(None, "Base model; not given: the one that the adapter names.")
-
-
-@dataclass(frozen=True)
-class PushCommand:
-    """Upload an adapter folder to the Hugging Face hub."""
-
-    adapter: str = field(metadata={"help": "Folder of the adapter (for instance RUN/adapter)."})
-    repo: str = field(metadata={"help": "Hub repository, for instance name/sam-nuclei."})
-    private: bool = _option(False, "Make the repository private.")
-
-
-@dataclass(frozen=True)
-class CheckCommand:
-    """Read a data set as training would, count, and draw a contact sheet."""
-
-    split: str = _option("all", "Split to check; all also finds images that stand in two splits.")
-    contact_sheet: str | None = _option("contact-sheet.png", "PNG with images, masks and boxes; 'none': do not draw.")
-
-
-@dataclass(frozen=True)
-class CompareCommand:
-    """Run what is missing of an experiment (methods, data sets, seeds), then write its table."""
-
-    experiment: str = field(metadata={"help": "Experiment file (JSON); docs/compare.md states its format."})
-    output: str = field(metadata={"help": "Folder for results, run folders, cached features and the table."})
-    data_root: str | None = _option(
-        None, "Folder that holds the experiment's data sets; not given: the one that the experiment names, if any."
-    )
-    data: list[str] | None = field(default=None, metadata={"help": "Only these data sets of the experiment, by name."})
-    rows: list[str] | None = field(
-        default=None, metadata={"help": "Only these rows of the experiment, by name, and its reference."}
-    )
-    seeds: int | None = _option(None, "So many seeds; not given: those that the experiment lists.")
-    limit: int | None = _option(None, "Use only so many images of each split: for a trial, in a folder of its own.")
-    epochs: float | None = _option(None, "Passes over the training images in every cell: for a trial.")
-    processes: int = _option(1, "Cells to run at once, each in a process with one thread; 1: in this one.")
-    cost: bool = _option(True, "Also count and measure what a step of each row costs.")
+from .._version import __version__
+from .options import (
+    CheckCommand,
+    CompareCommand,
+    EvaluateCommand,
+    MergeCommand,
+    PredictCommand,
+    PushCommand,
+    TrainCommand,
+)
 
 
 def _parse(verb: str, types: Sequence[type], arguments: Sequence[str], positional: Sequence[str] = ()) -> Any:
@@ -181,7 +88,7 @@ _SCANNED_UP_TO = 2000
 
 
 def _open_split(data: Any, split: str) -> Any:
-    from .sam.data import open_dataset
+    from ..sam.data import open_dataset
 
     dataset = open_dataset(data, split)
     if not data.scan and len(dataset) <= _SCANNED_UP_TO:
@@ -201,7 +108,7 @@ def _count(number: int, noun: str, several: str | None = None) -> str:
 
 def _chosen(settings: Any) -> str:
     """What the recipe filled in and what differs from the defaults, by name."""
-    from .training import RECIPES
+    from ..training import RECIPES
 
     resolved = settings.resolved()
     shown = ["coefficient_lr", *RECIPES[resolved.recipe]]
@@ -211,10 +118,10 @@ def _chosen(settings: Any) -> str:
 
 
 def _train(arguments: Sequence[str]) -> int:
-    from .methods import build, describe, save_trained
-    from .sam import load_sam
-    from .sam.data import DataSettings, PromptSettings
-    from .training import EvalSettings, TrainSettings, train, verdict
+    from ..methods import build, describe, save_trained
+    from ..sam import load_sam
+    from ..sam.data import DataSettings, PromptSettings
+    from ..training import EvalSettings, TrainSettings, train, verdict
 
     types = (TrainCommand, DataSettings, PromptSettings, TrainSettings, EvalSettings)
     command, data, prompts, settings, scoring = _parse("train", types, arguments)
@@ -264,11 +171,11 @@ def _train(arguments: Sequence[str]) -> int:
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
-    from .methods import load_model
-    from .sam.atomic import write_text
-    from .sam.data import DataSettings
-    from .training import EvalSettings, evaluate
-    from .training.run_folder import versions
+    from ..methods import load_model
+    from ..sam.atomic import write_text
+    from ..sam.data import DataSettings
+    from ..training import EvalSettings, evaluate
+    from ..training.run_folder import versions
 
     command, data, scoring = _parse("evaluate", (EvaluateCommand, DataSettings, EvalSettings), arguments, ("model",))
     folder = _output_folder(command.output) if command.output else None
@@ -287,8 +194,8 @@ def _evaluate(arguments: Sequence[str]) -> int:
 
 
 def _predict(arguments: Sequence[str]) -> int:
-    from .methods import load_model
-    from .sam import predict_files
+    from ..methods import load_model
+    from ..sam import predict_files
 
     (command,) = _parse("predict", (PredictCommand,), arguments, ("model", "images"))
     given = [name for name in ("boxes", "points", "grid") if getattr(command, name) is not None]
@@ -310,8 +217,8 @@ def _predict(arguments: Sequence[str]) -> int:
 
 
 def _merge(arguments: Sequence[str]) -> int:
-    from .methods import load_model, merged
-    from .methods.loading import trained_folder
+    from ..methods import load_model, merged
+    from ..methods.loading import trained_folder
 
     (command,) = _parse("merge", (MergeCommand,), arguments, ("adapter", "out"))
     out = _output_folder(command.out)
@@ -349,7 +256,7 @@ def _push(arguments: Sequence[str]) -> int:
 
 
 def _data_check(arguments: Sequence[str]) -> int:
-    from .sam.data import DataSettings, check_dataset
+    from ..sam.data import DataSettings, check_dataset
 
     command, data = _parse("data check", (CheckCommand, DataSettings), arguments, ("data",))
     sheet = None if command.contact_sheet in (None, "none") else Path(command.contact_sheet)
@@ -359,7 +266,7 @@ def _data_check(arguments: Sequence[str]) -> int:
 
 
 def _compare(arguments: Sequence[str]) -> int:
-    from .compare import compare, load_experiment, markdown, select, with_settings
+    from ..compare import compare, load_experiment, markdown, select, with_settings
 
     (command,) = _parse("compare", (CompareCommand,), arguments, ("experiment",))
     experiment = load_experiment(command.experiment)
@@ -381,7 +288,7 @@ def _compare(arguments: Sequence[str]) -> int:
 
 
 def _methods(arguments: Sequence[str]) -> int:
-    from .methods import METHODS
+    from ..methods import METHODS
 
     width = max(map(len, METHODS))
     for name, method in METHODS.items():
@@ -433,7 +340,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"samparser {verb}: error: {error}\n(--traceback shows where it arose)", file=sys.stderr)
         return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())
