@@ -67,6 +67,7 @@ def score_curves(log: str | Path, path: str | Path) -> Path:
                     )
                 _mark_best(axis, steps, values, colour)
         axis.set_xlabel("step")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_ylabel("validation score (%)" if percent else "training loss")
         axis.set_title("validation scores" if percent else "training loss", fontsize=11)
         axis.legend(frameon=False, fontsize=9)
