@@ -25,8 +25,8 @@ from .atomic import write_text
 from .feature_encoder import EncoderAside
 from .feature_keys import image_key, upstream_fingerprint, upstream_tensors
 from .feature_store import DamagedFeaturesError, FeatureStore, MissingFeaturesError
+from .lean_decoder import lean_decoder
 from .presets import check_processor, plain_model
-from .upscaling import upscaling_by_products
 
 if TYPE_CHECKING:
     from .data import Sample
@@ -209,7 +209,7 @@ class FeatureCache:
         """Inside the block the model takes features as ``pixel_values``, and its frozen encoder is not in memory.
 
         The encoder's weights wait in a file beside the features, and are back, bit for bit, when the block ends. The
-        mask decoder works as in :func:`~samparser.sam.upscaling.upscaling_by_products`.
+        mask decoder works as in :func:`~samparser.sam.lean_decoder.lean_decoder`.
         """
         if self._aside is not None:
             raise RuntimeError("This cache already feeds its model.")
@@ -218,7 +218,7 @@ class FeatureCache:
         after_neck = self.form == "embedding"
         self._aside = EncoderAside(self._sam.vision_encoder, self.store.shape, weights, after_neck=after_neck)
         try:
-            with upscaling_by_products(self._sam):
+            with lean_decoder(self._sam):
                 yield self.processor
         finally:
             self._aside.restore()

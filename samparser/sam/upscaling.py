@@ -1,4 +1,4 @@
-"""SAM's mask decoder with its upscaling computed as matrix products, which trains faster and gives the same masks.
+"""The upscaling in SAM's mask decoder as matrix products, which trains faster and gives the same masks.
 
 The decoder enlarges the image embedding four times by two transposed convolutions of kernel 2 and stride 2. Such a
 convolution gives each position a block of 2 x 2 new ones, which no other position touches: it is one product over
@@ -6,8 +6,6 @@ channels. All that happens between it and the masks happens at each position alo
 in the order in which the product writes them, and only the masks are put in order.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -16,32 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-@contextmanager
-def upscaling_by_products(model: nn.Module) -> Iterator[None]:
-    """Inside the block the mask decoders within a model enlarge by products instead of transposed convolutions.
-
-    Weights, their names and what is saved stay what they are; masks and gradients are equal up to rounding. A cached
-    step of SAM ViT-B takes about a fifth less time on a CPU, see ``docs/speed.md``. Decoders whose upscaling is not as
-    in SAM, or carries an adapter, are left alone.
-    """
-    changed = []
-    for decoder in [module for module in model.modules() if _is_plain(module)]:
-        for module, lean in (
-            (decoder, _decoder_class()),
-            (decoder.upscale_conv1, _BlockConvTranspose),
-            (decoder.upscale_conv2, _BlockConvTranspose),
-            (decoder.activation, _ChannelsLastGELU),
-        ):
-            changed.append((module, type(module)))
-            module.__class__ = lean  # a class, not a method on the instance: replicas and copies keep it
-    try:
-        yield
-    finally:
-        for module, plain in changed:
-            module.__class__ = plain
-
-
-def _is_plain(module: Any) -> bool:
+def has_plain_upscaling(module: Any) -> bool:
+    """Whether a module is transformers' SamMaskDecoder, and its upscaling SAM's, without an adapter."""
     from transformers.models.sam.modeling_sam import SamMaskDecoder
 
     return (
@@ -55,6 +29,16 @@ def _is_plain(module: Any) -> bool:
             for conv in (module.upscale_conv1, module.upscale_conv2)
         )
     )
+
+
+def upscaling_classes(decoder: Any) -> list[tuple[nn.Module, type[nn.Module]]]:
+    """The modules of a decoder with plain upscaling that take part in it, and the class to give to each."""
+    return [
+        (decoder, _decoder_class()),
+        (decoder.upscale_conv1, _BlockConvTranspose),
+        (decoder.upscale_conv2, _BlockConvTranspose),
+        (decoder.activation, _ChannelsLastGELU),
+    ]
 
 
 class _BlockConvTranspose(nn.ConvTranspose2d):

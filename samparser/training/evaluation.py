@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from ..sam.baselines import box_masks, ellipse_masks
+from ..sam.lean_decoder import lean_decoder
 from ..sam.memory import SCORING, advising
 from ..sam.metrics import ScoreTable, score_instances
 from ..sam.prediction import predict
@@ -50,6 +51,9 @@ def evaluate(
 ) -> ScoreTable:
     """Segments every instance of a data set from its box and scores the masks at original size.
 
+    The mask decoder works as in :func:`~samparser.sam.lean_decoder.lean_decoder`, so logits equal those of
+    :func:`~samparser.sam.predict` up to rounding.
+
     Args:
         model: A SamModel, or a PEFT model around one.
         processor: The model's SamProcessor.
@@ -86,7 +90,7 @@ def evaluate(
 
         indices = tqdm(indices, desc="scoring", unit="image", leave=False, dynamic_ncols=True)
     try:
-        with autocast, advising(SCORING):
+        with autocast, advising(SCORING), lean_decoder(model):
             for index in indices:
                 sample = dataset[index]
                 boxes = prompts_for(sample, index, settings)

@@ -16,10 +16,10 @@ from transformers.integrations import get_reporting_integration_callbacks
 from ..sam.atomic import write_text
 from ..sam.data import PromptedDataset, PromptSettings, collate
 from ..sam.flips import RandomlyFlipped
+from ..sam.lean_decoder import lean_decoder
 from ..sam.memory import TRAINING, advising
 from ..sam.metrics import ScoreTable
 from ..sam.presets import neck_targets
-from ..sam.upscaling import upscaling_by_products
 from .before import ScoreBefore, scores_before
 from .caching import fed_from, images_of, open_cache
 from .callbacks import CheckpointMark, EpochToDataset, JsonLinesLog, LogBeforeCheckpoint, ProgressBar
@@ -284,7 +284,7 @@ def _run(
         step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] if checkpoint else -1
         folder.rewind_log(step)
     trainer.accelerator.wait_for_everyone()
-    with upscaling_by_products(trainer.model), advising(TRAINING):
+    with lean_decoder(trainer.model), advising(TRAINING):
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return outcome.metrics, _final_scores(trainer, eval_set)
 

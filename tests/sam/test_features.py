@@ -11,7 +11,7 @@ from samparser.sam import predict, segmentation_loss
 from samparser.sam.data import PromptedDataset, PromptSettings, collate
 from samparser.sam.feature_keys import image_key
 from samparser.sam.features import FeatureCache
-from samparser.sam.upscaling import upscaling_by_products
+from samparser.sam.lean_decoder import lean_decoder
 from tests.conftest import make_tiny_sam
 from tests.sam.feature_samples import SHAPE, make_samples, train_decoder, train_neck
 
@@ -40,7 +40,7 @@ def test_float32_features_give_the_losses_of_training_from_images(trains, tmp_pa
     samples, prompts = make_samples(), PromptSettings(jitter_max=3)
     uncached = trains(make_tiny_sam())
     # As training from images does it. Adam takes whole steps even where gradients are nothing but rounding.
-    with upscaling_by_products(uncached):
+    with lean_decoder(uncached):
         expected = losses_of_training(uncached, PromptedDataset(samples, tiny_processor, prompts))
 
     model = trains(make_tiny_sam())

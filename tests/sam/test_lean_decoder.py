@@ -1,4 +1,4 @@
-"""Upscaling by products gives the masks, gradients and state of transformers' decoder, and leaves no trace."""
+"""The lean decoder gives the masks, gradients and state of transformers' decoder, and leaves no trace."""
 
 import copy
 
@@ -7,11 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import get_peft_model
 from torch import nn
 from torch.nn import functional as F
 
 import samparser
-from samparser.sam.upscaling import in_order, upscaling_by_products
+from samparser.sam.lean_decoder import lean_decoder
+from samparser.sam.upscaling import in_order
 
 BOXES = [[[4.0, 6.0, 40.0, 30.0], [10.0, 2.0, 20.0, 60.0]], [[1.0, 1.0, 9.0, 9.0], [30.0, 30.0, 60.0, 50.0]]]
 
@@ -32,7 +34,7 @@ def masks_and_gradients(model, *, multimask_output, dtype=None):
 @pytest.mark.parametrize("multimask_output", [False, True])
 def test_masks_and_gradients_are_those_of_the_plain_decoder(tiny_sam, multimask_output):
     masks, scores, gradients = masks_and_gradients(tiny_sam, multimask_output=multimask_output)
-    with upscaling_by_products(tiny_sam):
+    with lean_decoder(tiny_sam):
         lean_masks, lean_scores, lean_gradients = masks_and_gradients(tiny_sam, multimask_output=multimask_output)
     assert masks.std() > 0.01
     torch.testing.assert_close(lean_masks, masks)
@@ -45,7 +47,7 @@ def test_masks_and_gradients_are_those_of_the_plain_decoder(tiny_sam, multimask_
 
 def test_masks_under_autocast_are_as_near_as_half_precision_allows(tiny_sam):
     masks, _, _ = masks_and_gradients(tiny_sam, multimask_output=False, dtype=torch.bfloat16)
-    with upscaling_by_products(tiny_sam):
+    with lean_decoder(tiny_sam):
         lean, _, _ = masks_and_gradients(tiny_sam, multimask_output=False, dtype=torch.bfloat16)
     torch.testing.assert_close(lean, masks, rtol=0.05, atol=0.02 * float(masks.abs().max()))
 
@@ -58,12 +60,15 @@ def test_every_decoder_of_an_adapted_model_is_changed_and_every_class_is_put_bac
     model = samparser.build("samparser", tiny_sam)
     classes, names = [type(module) for module in model.modules()], list(model.state_dict())
     # PEFT keeps the plain decoder beside the trained copy.
-    lean = sorted(["BlockMaskDecoder", "_BlockConvTranspose", "_BlockConvTranspose", "_ChannelsLastGELU"] * 2)
+    attention = ["AbsorbedAttention"] * 7  # of two blocks three each, and the last one
+    lean = sorted(
+        [*attention, "BlockMaskDecoder", "_BlockConvTranspose", "_BlockConvTranspose", "_ChannelsLastGELU"] * 2
+    )
 
     def fail_inside():
-        with upscaling_by_products(model):
+        with lean_decoder(model):
             assert changed_classes(model, classes) == lean
-            with upscaling_by_products(model):
+            with lean_decoder(model):
                 pass
             assert changed_classes(model, classes) == lean  # the inner block changed nothing and put nothing back
             assert list(model.state_dict()) == names
@@ -75,16 +80,32 @@ def test_every_decoder_of_an_adapted_model_is_changed_and_every_class_is_put_bac
 
 
 @pytest.mark.parametrize("part", ["upscale_conv1", "activation"])
-def test_a_decoder_whose_upscaling_is_not_sams_is_left_alone(tiny_sam, part):
+def test_an_upscaling_that_is_not_sams_is_left_alone(tiny_sam, part):
     decoder = tiny_sam.mask_decoder
     setattr(decoder, part, nn.Sequential(getattr(decoder, part)))
     classes = [type(module) for module in tiny_sam.modules()]
-    with upscaling_by_products(tiny_sam):
-        assert changed_classes(tiny_sam, classes) == []
+    with lean_decoder(tiny_sam):
+        assert changed_classes(tiny_sam, classes) == ["AbsorbedAttention"] * 7
+
+
+def test_attention_with_an_adapter_is_left_alone_and_the_masks_are_the_adapted_models(tiny_sam):
+    targets = ["mask_decoder.transformer.layers.0.cross_attn_token_to_image.v_proj"]
+    model = get_peft_model(tiny_sam, samparser.SVDCoefficientConfig(target_modules=targets))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(2)
+    classes = [type(module) for module in model.modules()]
+    masks, _, _ = masks_and_gradients(tiny_sam, multimask_output=False)
+    with lean_decoder(model):
+        assert changed_classes(model, classes).count("AbsorbedAttention") == 6
+        lean, _, gradients = masks_and_gradients(tiny_sam, multimask_output=False)
+    torch.testing.assert_close(lean, masks)
+    assert len(gradients) == 1
 
 
 def test_copies_made_inside_work_with_their_own_weights(tiny_sam):
-    with upscaling_by_products(tiny_sam):
+    with lean_decoder(tiny_sam):
         twin = copy.deepcopy(tiny_sam)
     with torch.no_grad():
         twin.mask_decoder.upscale_conv2.weight.zero_()
