@@ -2,6 +2,7 @@
 
     python examples/benchmark.py                    # layers of ViT-B's sizes, a smaller SAM: some minutes
     python examples/benchmark.py --full             # SAM ViT-B at 1024 pixels, random weights: up to an hour
+    python examples/benchmark.py --full --device cuda
     python examples/benchmark.py --quick            # a tiny SAM, to see that everything runs
     python examples/benchmark.py --only layers steps --output benchmark.md
 
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 from benchmarks.layers import measure_evaluation, measure_layers, measure_mixed_batch, vit_b_layers
 from benchmarks.many import measure_many_adapters
-from benchmarks.measure import machine
+from benchmarks.measure import machine, use_device
 from benchmarks.models import FULL, MEDIUM, QUICK
 from benchmarks.profile import measure_where_time_goes
 from benchmarks.scale import measure_scale
@@ -40,12 +41,14 @@ class Arguments:
     rounds: int | None = field(default=None, metadata={"help": "Rounds of each comparison."})
     step_rounds: int | None = field(default=None, metadata={"help": "Rounds of whole training steps."})
     threads: int | None = field(default=None, metadata={"help": "Threads of torch; by default torch's choice."})
+    device: str = field(default="cpu", metadata={"help": "Where to measure: cpu, cuda, cuda:1."})
     output: str | None = field(default=None, metadata={"help": "File for the tables (Markdown); parts are appended."})
     figure: str | None = field(default=None, metadata={"help": "PNG for the figure of the part scale."})
 
 
 def main(arguments: Arguments) -> None:
     """Runs the parts and prints a section for each as soon as it is measured."""
+    use_device(arguments.device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     size = QUICK if arguments.quick else FULL if arguments.full else MEDIUM
@@ -67,7 +70,7 @@ def main(arguments: Arguments) -> None:
     unknown = sorted(set(arguments.only) - parts.keys())
     if unknown:
         raise ValueError(f"There is no part {', '.join(unknown)}; there are {', '.join(parts)}.")
-    say(f"Measured on {machine()}; no GPU.", arguments.output)
+    say(f"Measured on {machine()}.", arguments.output)
     for name, (title, measure) in parts.items():
         if not arguments.only or name in arguments.only:
             say(f"### {title}\n\n{measure()}", arguments.output)

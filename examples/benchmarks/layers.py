@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from samparser import SVDCoefficientConfig
 from samparser.tuner.factors import factorize, fold
 
-from .measure import Run, alternate, cell, repeats, table
+from .measure import Run, alternate, cell, device, repeats, table
 
 Makers = dict[str, tuple[Callable[[], nn.Module], int]]
 GOALS = {"conv1": "1.75", "conv2": "1.30", "linear 3072": "1.55", "linear 768": "2.40"}
@@ -37,6 +37,7 @@ class ThreeLayers(nn.Module):
         for layer, weight in zip((self.first, self.last), weights, strict=True):
             layer.requires_grad_(False)
             layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+        self.to(base.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer with the weight ``U diag(p) Vh``."""
@@ -46,18 +47,18 @@ class ThreeLayers(nn.Module):
 
 def vit_b_layers(width: int = 768) -> Makers:
     """The layers of ViT-B's neck and transformer, or narrower ones in proportion: how to make each, and its inputs."""
-    neck, wide = width // 3, 4 * width
+    neck, wide, place = width // 3, 4 * width, device()
     return {
-        f"conv1 {width}->{neck}, 1x1": (lambda: nn.Conv2d(width, neck, 1, bias=False), width),
-        f"conv2 {neck}->{neck}, 3x3": (lambda: nn.Conv2d(neck, neck, 3, padding=1, bias=False), neck),
-        f"linear {wide}->{width}": (lambda: nn.Linear(wide, width), wide),
-        f"linear {width}->{width}": (lambda: nn.Linear(width, width), width),
+        f"conv1 {width}->{neck}, 1x1": (lambda: nn.Conv2d(width, neck, 1, bias=False, device=place), width),
+        f"conv2 {neck}->{neck}, 3x3": (lambda: nn.Conv2d(neck, neck, 3, padding=1, bias=False, device=place), neck),
+        f"linear {wide}->{width}": (lambda: nn.Linear(wide, width, device=place), wide),
+        f"linear {width}->{width}": (lambda: nn.Linear(width, width, device=place), width),
     }
 
 
 def tokens(channels: int, side: int, batch: int = 1) -> Tensor:
     """Random input as the neck gets it: channels last in memory, (batch, side, side, channels)."""
-    return torch.randn(batch, side, side, channels)
+    return torch.randn(batch, side, side, channels, device=device())
 
 
 def as_input(layer: nn.Module, x: Tensor) -> Tensor:

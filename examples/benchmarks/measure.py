@@ -15,9 +15,43 @@ import torch
 Run = Callable[[], object]
 
 
+_chosen = torch.device("cpu")
+
+
+def use_device(name: str) -> None:
+    """Measures on this device from now on.
+
+    Raises:
+        ValueError: torch has no such device here.
+    """
+    global _chosen
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"--device {name}: torch {torch.__version__} cannot use it here ({str(error).splitlines()[0]}). "
+            "Leave --device out to measure on the CPU."
+        ) from error
+    _chosen = torch.device(name)
+
+
+def device() -> torch.device:
+    """Where models and inputs of the benchmark are."""
+    return _chosen
+
+
 def now() -> float:
-    """A clock: of the process's own processor time with one thread, of the wall with several."""
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+    """A clock: of the process's own processor time with one thread, of the wall with several or on an accelerator.
+
+    An accelerator has done all its work by then.
+    """
+    if _chosen.type != "cpu":
+        torch.accelerator.synchronize(_chosen)
+    return time.process_time() if _processor_time() else time.perf_counter()
+
+
+def _processor_time() -> bool:
+    return _chosen.type == "cpu" and torch.get_num_threads() == 1
 
 
 @dataclass(frozen=True)
@@ -86,10 +120,17 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def peak_bytes(run: Run) -> int:
-    """The most bytes of tensors that ``run`` held at one time beyond those that were there before, on the CPU.
+    """The most bytes of tensors that ``run`` held at one time beyond those that were there before.
 
-    Summed over the allocations that torch's profiler records, so it does not depend on the allocator or the machine.
+    On the CPU they are summed over the allocations that torch's profiler records, so they do not depend on the
+    allocator or the machine; an accelerator's allocator counts them itself, rounded up to its blocks.
     """
+    if _chosen.type != "cpu":
+        run()  # handles and workspaces that stay
+        torch.accelerator.reset_peak_memory_stats(_chosen)
+        before = torch.accelerator.memory_allocated(_chosen)
+        run()
+        return torch.accelerator.max_memory_allocated(_chosen) - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
     assert profile.profiler is not None
@@ -121,5 +162,9 @@ def machine() -> str:
     except (OSError, StopIteration):
         pass  # Not Linux: the platform's own name has to do.
     versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "peft", "transformers", "samparser"))
-    clock = "processor time" if torch.get_num_threads() == 1 else "wall time"
+    clock = "processor time" if _processor_time() else "wall time"
+    if _chosen.type == "cuda":
+        name = f"{torch.cuda.get_device_name(_chosen)} with {name}"
+    elif _chosen.type != "cpu":
+        name = f"{_chosen} with {name}"
     return f"{name}, {torch.get_num_threads()} threads, {clock}, Python {platform.python_version()}, {versions}"

@@ -13,6 +13,8 @@ from samparser.methods import build
 from samparser.sam import default_processor, segmentation_loss
 from samparser.sam.data import Instance, Sample
 
+from .measure import device
+
 
 @dataclass(frozen=True)
 class Size:
@@ -60,7 +62,7 @@ def make_sam(size: Size) -> SamModel:
                 parameter.zero_()
         # SAM's own random frequencies have a standard deviation of 1.
         model.shared_image_embedding.positional_embedding.normal_()
-    return model.eval()
+    return model.eval().to(device())
 
 
 def make_samples(number: int, pixels: int, instances: int = 1) -> list[Sample]:
@@ -83,12 +85,13 @@ def make_batch(sample: Sample, batch: int = 1) -> dict[str, Tensor]:
     """Boxes and masks of a square sample at input size, for a batch of the same image."""
     boxes, masks = torch.from_numpy(sample.boxes), torch.from_numpy(sample.masks)
     height, width = sample.size
-    return {
+    tensors = {
         "input_boxes": boxes.expand(batch, *boxes.shape),
         "masks": masks.expand(batch, *masks.shape),
         "instance_valid": torch.ones(batch, len(boxes), dtype=torch.bool),
         "pixel_valid": torch.ones(batch, height, width, dtype=torch.bool),
     }
+    return {name: tensor.to(device()) for name, tensor in tensors.items()}
 
 
 def training_step(model: nn.Module, pixel_values: Tensor, batch: dict[str, Tensor], *, small_loss: bool = False) -> Any:
@@ -106,7 +109,7 @@ def training_step(model: nn.Module, pixel_values: Tensor, batch: dict[str, Tenso
     optimizer.zero_grad()
 
     def run(features: Tensor = pixel_values) -> None:
-        output = model(pixel_values=features, input_boxes=batch["input_boxes"], multimask_output=False)
+        output = model(pixel_values=features.to(device()), input_boxes=batch["input_boxes"], multimask_output=False)
         logits, masks, valid = output.pred_masks[:, :, 0], batch["masks"], batch["pixel_valid"]
         if small_loss:
             masks = F.interpolate(masks.float(), size=logits.shape[-2:], mode="area") >= 0.5

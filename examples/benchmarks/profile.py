@@ -8,7 +8,7 @@ import torch
 
 from samparser.sam import default_processor
 
-from .measure import Run, alternate, cell, peak_bytes, table
+from .measure import Run, alternate, cell, device, peak_bytes, table
 from .models import Size, make_sam, make_samples
 from .steps import MIB, cached_step, coefficients_and_decoder
 
@@ -28,11 +28,15 @@ def measure_where_time_goes(size: Size, rounds: int, top: int = 12) -> str:
             runs[name] = cached_step(stack, model, processor, sample, folder, small_loss=small)
         peaks = {name: peak_bytes(run) / MIB for name, run in runs.items()}
         timings = alternate(runs, rounds, baseline=next(iter(_LOSSES)))
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        activities, own_time = [torch.profiler.ProfilerActivity.CPU], "self_cpu_time_total"
+        if device().type == "cuda":
+            activities, own_time = [*activities, torch.profiler.ProfilerActivity.CUDA], "self_device_time_total"
+        with torch.profiler.profile(activities=activities) as profile:
             runs["at input size"]()
-    events = sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    whole = sum(event.self_cpu_time_total for event in events)
-    rows = [[f"`{e.key}`", f"{e.self_cpu_time_total / whole:.1%}", str(e.count)] for e in events[:top]]
+    shares = [(getattr(event, own_time), event.key, event.count) for event in profile.key_averages()]
+    whole = sum(time for time, _, _ in shares)
+    largest = sorted(shares, key=lambda share: -share[0])[:top]
+    rows = [[f"`{name}`", f"{time / whole:.1%}", str(count)] for time, name, count in largest]
     sizes = [[name, cell(t), f"{t.seconds:.3g} s", f"{peaks[name]:.0f} MiB"] for name, t in timings.items()]
     return (
         f"{size.name}, one box, neck and decoder from cached tokens:\n\n"

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .features import FeatureCache
     from .flips import Flipped, RandomlyFlipped
     from .grid import GeneratedMasks, generate_masks
+    from .lean import lean_decoder
     from .losses import LossTerms, segmentation_loss
     from .mask_files import SegmentedImage, write_coco, write_label_png
     from .metrics import InstanceScore, ScoreTable, score_instances
@@ -38,6 +39,7 @@ _LAZY = {
     "default_processor": "presets",
     "draw_panels": "panels",
     "generate_masks": "grid",
+    "lean_decoder": "lean",
     "load_sam": "presets",
     "neck_targets": "presets",
     "overlay": "overlays",
@@ -71,6 +73,7 @@ __all__ = [
     "default_processor",
     "draw_panels",
     "generate_masks",
+    "lean_decoder",
     "load_sam",
     "neck_targets",
     "overlay",

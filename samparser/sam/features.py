@@ -25,7 +25,7 @@ from .atomic import write_text
 from .feature_encoder import EncoderAside
 from .feature_keys import image_key, upstream_fingerprint, upstream_tensors
 from .feature_store import DamagedFeaturesError, FeatureStore, MissingFeaturesError
-from .lean_decoder import lean_decoder
+from .lean import lean_decoder
 from .presets import check_processor, plain_model
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ class FeatureCache:
         """Inside the block the model takes features as ``pixel_values``, and its frozen encoder is not in memory.
 
         The encoder's weights wait in a file beside the features, and are back, bit for bit, when the block ends. The
-        mask decoder works as in :func:`~samparser.sam.lean_decoder.lean_decoder`.
+        mask decoder works as in :func:`~samparser.sam.lean_decoder`.
         """
         if self._aside is not None:
             raise RuntimeError("This cache already feeds its model.")

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from ..sam.baselines import box_masks, ellipse_masks
-from ..sam.lean_decoder import lean_decoder
+from ..sam.lean import lean_decoder
 from ..sam.memory import SCORING, advising
 from ..sam.metrics import ScoreTable, score_instances
 from ..sam.prediction import predict
@@ -51,7 +51,7 @@ def evaluate(
 ) -> ScoreTable:
     """Segments every instance of a data set from its box and scores the masks at original size.
 
-    The mask decoder works as in :func:`~samparser.sam.lean_decoder.lean_decoder`, so logits equal those of
+    The mask decoder works as in :func:`~samparser.sam.lean_decoder`, so logits equal those of
     :func:`~samparser.sam.predict` up to rounding.
 
     Args:

@@ -16,7 +16,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from ..sam.atomic import write_text
 from ..sam.data import PromptedDataset, PromptSettings, collate
 from ..sam.flips import RandomlyFlipped
-from ..sam.lean_decoder import lean_decoder
+from ..sam.lean import lean_decoder
 from ..sam.memory import TRAINING, advising
 from ..sam.metrics import ScoreTable
 from ..sam.presets import neck_targets

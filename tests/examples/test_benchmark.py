@@ -35,3 +35,9 @@ def test_the_benchmark_draws_the_figure_of_scale(benchmark, tmp_path, capsys):
 def test_a_part_that_does_not_exist_is_named(benchmark):
     with pytest.raises(ValueError, match=r"no part fast; there are layers, evaluation, mixed, steps"):
         benchmark("--only", "fast")
+
+
+def test_a_device_that_is_not_here_is_refused_before_anything_is_measured(benchmark, capsys):
+    with pytest.raises(ValueError, match=r"--device xla: torch .* cannot use it here .* Leave --device out"):
+        benchmark("--device", "xla")
+    assert capsys.readouterr().out == ""

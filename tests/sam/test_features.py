@@ -11,7 +11,7 @@ from samparser.sam import predict, segmentation_loss
 from samparser.sam.data import PromptedDataset, PromptSettings, collate
 from samparser.sam.feature_keys import image_key
 from samparser.sam.features import FeatureCache
-from samparser.sam.lean_decoder import lean_decoder
+from samparser.sam.lean import lean_decoder
 from tests.conftest import make_tiny_sam
 from tests.sam.feature_samples import SHAPE, make_samples, train_decoder, train_neck
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import samparser
-from samparser.sam.lean_decoder import lean_decoder
+from samparser.sam.lean import lean_decoder
 from samparser.sam.upscaling import in_order
 
 BOXES = [[[4.0, 6.0, 40.0, 30.0], [10.0, 2.0, 20.0, 60.0]], [[1.0, 1.0, 9.0, 9.0], [30.0, 30.0, 60.0, 50.0]]]

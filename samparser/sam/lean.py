@@ -19,6 +19,8 @@ def lean_decoder(model: nn.Module) -> Iterator[None]:
 
     Weights, their names and what is saved stay what they are; masks and gradients are equal up to rounding. What it
     saves is in ``docs/speed.md``. Parts of a decoder that are not as in SAM, or carry an adapter, are left alone.
+
+    Modules change their class for the block, so let only one thread use the model at a time.
     """
     changed = []
     for module, lean in _lean_classes(model):
