@@ -18,7 +18,8 @@ def lean_decoder(model: nn.Module) -> Iterator[None]:
     between tokens and image does without projecting the image (`samparser.sam.absorbed_attention`).
 
     Weights, their names and what is saved stay what they are; masks and gradients are equal up to rounding. What it
-    saves is in ``docs/speed.md``. Parts of a decoder that are not as in SAM, or carry an adapter, are left alone.
+    saves is in ``docs/speed.md``. Parts of a decoder that are not as in SAM, carry an adapter, have hooks or are
+    offloaded by accelerate are left alone.
 
     Modules change their class for the block, so let only one thread use the model at a time.
     """
@@ -34,10 +35,23 @@ def lean_decoder(model: nn.Module) -> Iterator[None]:
 
 
 def _lean_classes(model: nn.Module) -> list[tuple[Any, type[nn.Module]]]:
+    """The modules to change, each with its class. A part is changed as a whole or not at all."""
     classes: list[tuple[Any, type[nn.Module]]] = []
     for module in model.modules():
         if has_plain_upscaling(module):
-            classes.extend(upscaling_classes(module))
-        elif is_plain_attention(module):
+            parts = upscaling_classes(module)
+            if all(_is_bare(part) for part, _ in parts):
+                classes.extend(parts)
+        elif is_plain_attention(module) and all(_is_bare(part) for part in module.modules()):
             classes.append((module, absorbed_attention_class()))
     return classes
+
+
+def _is_bare(module: nn.Module) -> bool:
+    """Whether a module's own class is all that happens when it is called.
+
+    Hooks would miss projections that are absorbed and see blocks out of order; accelerate, which loads offloaded
+    weights in this way, even replaces an instance's ``forward``.
+    """
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return "forward" not in vars(module) and not any(hooks)

@@ -5,6 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
+from accelerate.hooks import ModelHook, add_hook_to_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import get_peft_model
@@ -102,6 +104,51 @@ def test_attention_with_an_adapter_is_left_alone_and_the_masks_are_the_adapted_m
         lean, _, gradients = masks_and_gradients(tiny_sam, multimask_output=False)
     torch.testing.assert_close(lean, masks)
     assert len(gradients) == 1
+
+
+def hook_of_accelerate(module):
+    add_hook_to_module(module, ModelHook())
+
+
+def hook_of_torch(module):
+    module.register_forward_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("add_hook", [hook_of_accelerate, hook_of_torch])
+@pytest.mark.parametrize(
+    ("part", "left"),
+    [
+        ("upscale_conv1", {"AbsorbedAttention"}),
+        ("activation", {"AbsorbedAttention"}),
+        ("transformer.final_attn_token_to_image.k_proj", {"BlockMaskDecoder", "AbsorbedAttention"}),
+    ],
+)
+def test_a_part_with_hooks_is_left_alone_as_a_whole(tiny_sam, part, left, add_hook):
+    masks, _, _ = masks_and_gradients(tiny_sam, multimask_output=False)
+    add_hook(tiny_sam.mask_decoder.get_submodule(part))
+    classes = [type(module) for module in tiny_sam.modules()]
+    with lean_decoder(tiny_sam):
+        changed = changed_classes(tiny_sam, classes)
+        lean, _, _ = masks_and_gradients(tiny_sam, multimask_output=False)
+    assert {name for name in changed if not name.startswith("_")} == left
+    assert changed.count("AbsorbedAttention") == (6 if "attn" in part else 7)
+    torch.testing.assert_close(lean, masks)
+
+
+def test_a_decoder_with_offloaded_layers_gives_its_masks(tiny_sam):
+    decoder = tiny_sam.mask_decoder
+    size = tiny_sam.config.vision_config.image_size
+    inputs = {"pixel_values": torch.randn(len(BOXES), 3, size, size), "input_boxes": torch.tensor(BOXES)}
+    with torch.no_grad():
+        masks = tiny_sam(**inputs, multimask_output=False).pred_masks
+        # Not the whole decoder: it uses the weights of its tokens without calling their modules.
+        for part in (decoder.transformer, decoder.upscale_conv1, decoder.upscale_conv2):
+            cpu_offload(part, execution_device=torch.device("cpu"))
+        with lean_decoder(tiny_sam):
+            lean = tiny_sam(**inputs, multimask_output=False).pred_masks
+    assert decoder.upscale_conv1.weight.is_meta
+    assert decoder.transformer.final_attn_token_to_image.k_proj.weight.is_meta
+    torch.testing.assert_close(lean, masks)
 
 
 def test_copies_made_inside_work_with_their_own_weights(tiny_sam):
