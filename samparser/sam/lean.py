@@ -1,6 +1,6 @@
 """SAM's mask decoder, computed in fewer and faster products: the same masks and weights, a shorter training step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,8 +18,8 @@ def lean_decoder(model: nn.Module) -> Iterator[None]:
     between tokens and image does without projecting the image (`samparser.sam.absorbed_attention`).
 
     Weights, their names and what is saved stay what they are; masks and gradients are equal up to rounding. What it
-    saves is in ``docs/speed.md``. Parts of a decoder that are not as in SAM, carry an adapter, have hooks or are
-    offloaded by accelerate are left alone.
+    saves is in ``docs/speed.md``. Parts of a decoder that are not as in SAM, carry an adapter, have hooks inside or
+    are offloaded by accelerate are left alone.
 
     Modules change their class for the block, so let only one thread use the model at a time.
     """
@@ -40,18 +40,21 @@ def _lean_classes(model: nn.Module) -> list[tuple[Any, type[nn.Module]]]:
     for module in model.modules():
         if has_plain_upscaling(module):
             parts = upscaling_classes(module)
-            if all(_is_bare(part) for part, _ in parts):
+            if _may_change(module, (part for part, _ in parts)):
                 classes.extend(parts)
-        elif is_plain_attention(module) and all(_is_bare(part) for part in module.modules()):
+        elif is_plain_attention(module) and _may_change(module, module.modules()):
             classes.append((module, absorbed_attention_class()))
     return classes
 
 
-def _is_bare(module: nn.Module) -> bool:
-    """Whether a module's own class is all that happens when it is called.
+def _may_change(whole: nn.Module, parts: Iterable[nn.Module]) -> bool:
+    """Whether nothing but their own classes is at work in the parts; hooks on the whole see what they always see.
 
-    Hooks would miss projections that are absorbed and see blocks out of order; accelerate, which loads offloaded
-    weights in this way, even replaces an instance's ``forward``.
+    Hooks on a part would miss projections that are absorbed and see blocks out of order; accelerate, which loads
+    offloaded weights in this way, even replaces an instance's ``forward``.
     """
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return "forward" not in vars(module) and not any(hooks)
+    return all("forward" not in vars(part) and (part is whole or not _has_hooks(part)) for part in parts)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))

@@ -135,6 +135,17 @@ def test_a_part_with_hooks_is_left_alone_as_a_whole(tiny_sam, part, left, add_ho
     torch.testing.assert_close(lean, masks)
 
 
+def test_hooks_on_the_decoder_see_its_masks_in_order(tiny_sam):
+    masks, _, _ = masks_and_gradients(tiny_sam, multimask_output=False)
+    seen = []
+    tiny_sam.mask_decoder.register_forward_hook(lambda _module, _inputs, output: seen.append(output[0].detach()))
+    classes = [type(module) for module in tiny_sam.modules()]
+    with lean_decoder(tiny_sam):
+        assert "BlockMaskDecoder" in changed_classes(tiny_sam, classes)
+        masks_and_gradients(tiny_sam, multimask_output=False)
+    torch.testing.assert_close(seen, [masks])
+
+
 def test_a_decoder_with_offloaded_layers_gives_its_masks(tiny_sam):
     decoder = tiny_sam.mask_decoder
     size = tiny_sam.config.vision_config.image_size
