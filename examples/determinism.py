@@ -33,14 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import HfArgumentParser
 
-from samparser.tuner.factors import (
-    Factors,
-    coefficient_groups,
-    factorize,
-    free_coefficients,
-    tie_change,
-    weight_change,
-)
+from samparser.tuner.factors import Factors, coefficient_groups, factorize, free_coefficients, tie_change, weight_change
 
 Way = Callable[[Tensor], Factors]
 

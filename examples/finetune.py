@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, field
 from transformers import HfArgumentParser
 
 import samparser
+from samparser.data import DataSettings, open_dataset
 from samparser.methods import describe, save_trained
+from samparser.prompts import PromptSettings
 from samparser.sam import load_sam
-from samparser.sam.data import DataSettings, PromptSettings, open_dataset
 from samparser.training import EvalSettings, TrainSettings, train, verdict
 
 

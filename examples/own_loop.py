@@ -16,8 +16,9 @@ from tqdm import tqdm
 from transformers import HfArgumentParser, SamModel, SamProcessor
 
 from samparser import SVDCoefficientConfig
-from samparser.sam import segmentation_loss
-from samparser.sam.data import DataSettings, PromptedDataset, PromptSettings, collate, open_dataset
+from samparser.data import DataSettings, open_dataset
+from samparser.prompts import PromptedDataset, PromptSettings, collate
+from samparser.scoring import segmentation_loss
 
 ASSETS = Path(__file__).parent / "assets"
 

@@ -22,9 +22,12 @@ from rich.table import Table
 from transformers import HfArgumentParser, SamModel
 
 import samparser
+from samparser.data import DataSettings, open_dataset
+from samparser.drawing import side_by_side
 from samparser.methods import describe
-from samparser.sam import load_sam, predict, side_by_side
-from samparser.sam.data import DataSettings, PromptSettings, open_dataset
+from samparser.prediction import predict
+from samparser.prompts import PromptSettings
+from samparser.sam import load_sam
 from samparser.training import EvalSettings, TrainSettings, evaluate, evaluate_baselines, train
 
 ASSETS = Path(__file__).parent / "assets"

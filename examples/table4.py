@@ -15,9 +15,9 @@ import transformers
 from transformers import HfArgumentParser
 
 import samparser
+from samparser._files import write_text
 from samparser.methods import METHODS
 from samparser.methods.cost import Cost, method_costs
-from samparser.sam.atomic import write_text
 
 # What Table 4 prints: parameters beyond the decoder in units of 1024, and "FLOPs (G)" beyond the decoder's.
 PAPER = {"decoder": (0.0, 0.0), "lora": (144.0, 0.8), "adapter": (3514.5, 14.7), "samparser": (0.5, 0.6)}

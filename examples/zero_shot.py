@@ -15,8 +15,9 @@ import transformers
 from transformers import HfArgumentParser
 
 from samparser.compare.statistics import Difference, paired_difference
-from samparser.sam import ScoreTable, load_sam
-from samparser.sam.data import DataSettings, open_dataset
+from samparser.data import DataSettings, open_dataset
+from samparser.sam import load_sam
+from samparser.scoring import ScoreTable
 from samparser.training import EvalSettings, evaluate, evaluate_baselines
 
 SMALL_SAM = str(Path(__file__).parent / "assets/small-sam")

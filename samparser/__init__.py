@@ -8,20 +8,21 @@ trained (SAM-PARSER, https://arxiv.org/abs/2308.14604). Importing this package r
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._version import __version__
-from .tuner import SVDCoefficientConfig, SVDCoefficientModel
+from samparser._version import __version__
+from samparser.tuner import SVDCoefficientConfig, SVDCoefficientModel
 
 if TYPE_CHECKING:
-    from .methods import build
-    from .sam import load_sam, predict
-    from .training import evaluate, train
+    from samparser.methods import build
+    from samparser.prediction import predict
+    from samparser.sam import load_sam
+    from samparser.training import evaluate, train
 
 # Heavier public names and the room each one lives in; a room is imported when one of its names is first used.
 _LAZY = {
     "build": "samparser.methods",
     "evaluate": "samparser.training",
     "load_sam": "samparser.sam",
-    "predict": "samparser.sam",
+    "predict": "samparser.prediction",
     "train": "samparser.training",
 }
 

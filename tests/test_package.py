@@ -57,9 +57,9 @@ with torch.device("meta"):
     sam = SamModel(SamConfig())
 net = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 3)), SVDCoefficientConfig(target_modules="all-linear"))
 print(sum(p.numel() for p in net.parameters() if p.requires_grad))
-import samparser.sam.losses, samparser.sam.metrics
+import samparser.scoring.losses, samparser.scoring.table
 try:
-    import samparser.sam.data
+    import samparser.data
 except ImportError as error:
     print(error)
 """

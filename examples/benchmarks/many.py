@@ -6,7 +6,8 @@ import torch
 from peft import get_peft_model
 
 from samparser import SVDCoefficientConfig
-from samparser.sam import default_processor, neck_targets, predict
+from samparser.prediction import predict
+from samparser.sam import default_processor, neck_targets
 
 from .measure import alternate, cell, table
 from .models import Size, make_sam, make_samples

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import SamConfig, SamModel
 
+from samparser.data import Instance, Sample
 from samparser.methods import build
-from samparser.sam import default_processor, segmentation_loss
-from samparser.sam.data import Instance, Sample
+from samparser.sam import default_processor
+from samparser.scoring import segmentation_loss
 
 from .measure import device
 

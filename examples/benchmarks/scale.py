@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from samparser.features.store import FeatureStore
 from samparser.sam import lean_decoder
-from samparser.sam.feature_store import FeatureStore
 
 from .measure import now, peak_bytes, table
 from .models import Size, make_batch, make_sam, make_samples, training_step

@@ -10,8 +10,9 @@ from peft import get_peft_model
 from torch import nn
 
 from samparser import SVDCoefficientConfig
+from samparser.features import FeatureCache
 from samparser.methods import build
-from samparser.sam import FeatureCache, default_processor, neck_targets
+from samparser.sam import default_processor, neck_targets
 
 from .layers import ThreeLayers
 from .measure import Run, alternate, cell, peak_bytes, table

@@ -9,7 +9,7 @@ from transformers import SamModel
 
 from pretraining.samples import Photo, Window, cut, normalise, tight_box
 from pretraining.scenes import Scene
-from samparser.sam.baselines import box_masks, ellipse_masks
+from samparser.scoring.baselines import box_masks, ellipse_masks
 
 MAX_OBJECTS = 10
 

@@ -16,7 +16,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from .._version import __version__
+from samparser._version import __version__
+
 from .options import (
     CheckCommand,
     CompareCommand,
@@ -88,7 +89,7 @@ _SCANNED_UP_TO = 2000
 
 
 def _open_split(data: Any, split: str) -> Any:
-    from ..sam.data import open_dataset
+    from samparser.data import open_dataset
 
     dataset = open_dataset(data, split)
     if not data.scan and len(dataset) <= _SCANNED_UP_TO:
@@ -108,7 +109,7 @@ def _count(number: int, noun: str, several: str | None = None) -> str:
 
 def _chosen(settings: Any) -> str:
     """What the recipe filled in and what differs from the defaults, by name."""
-    from ..training import RECIPES
+    from samparser.training import RECIPES
 
     resolved = settings.resolved()
     shown = ["coefficient_lr", *RECIPES[resolved.recipe]]
@@ -118,10 +119,11 @@ def _chosen(settings: Any) -> str:
 
 
 def _train(arguments: Sequence[str]) -> int:
-    from ..methods import build, describe, save_trained
-    from ..sam import load_sam
-    from ..sam.data import DataSettings, PromptSettings
-    from ..training import EvalSettings, TrainSettings, train, verdict
+    from samparser.data import DataSettings
+    from samparser.methods import build, describe, save_trained
+    from samparser.prompts import PromptSettings
+    from samparser.sam import load_sam
+    from samparser.training import EvalSettings, TrainSettings, train, verdict
 
     types = (TrainCommand, DataSettings, PromptSettings, TrainSettings, EvalSettings)
     command, data, prompts, settings, scoring = _parse("train", types, arguments)
@@ -171,11 +173,11 @@ def _train(arguments: Sequence[str]) -> int:
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
-    from ..methods import load_model
-    from ..sam.atomic import write_text
-    from ..sam.data import DataSettings
-    from ..training import EvalSettings, evaluate
-    from ..training.run_folder import versions
+    from samparser._files import write_text
+    from samparser.data import DataSettings
+    from samparser.methods import load_model
+    from samparser.training import EvalSettings, evaluate
+    from samparser.training.run_folder import versions
 
     command, data, scoring = _parse("evaluate", (EvaluateCommand, DataSettings, EvalSettings), arguments, ("model",))
     folder = _output_folder(command.output) if command.output else None
@@ -194,8 +196,8 @@ def _evaluate(arguments: Sequence[str]) -> int:
 
 
 def _predict(arguments: Sequence[str]) -> int:
-    from ..methods import load_model
-    from ..sam import predict_files
+    from samparser.methods import load_model
+    from samparser.prediction import predict_files
 
     (command,) = _parse("predict", (PredictCommand,), arguments, ("model", "images"))
     given = [name for name in ("boxes", "points", "grid") if getattr(command, name) is not None]
@@ -217,8 +219,8 @@ def _predict(arguments: Sequence[str]) -> int:
 
 
 def _merge(arguments: Sequence[str]) -> int:
-    from ..methods import load_model, merged
-    from ..methods.loading import trained_folder
+    from samparser.methods import load_model, merged
+    from samparser.methods.loading import trained_folder
 
     (command,) = _parse("merge", (MergeCommand,), arguments, ("adapter", "out"))
     out = _output_folder(command.out)
@@ -256,7 +258,8 @@ def _push(arguments: Sequence[str]) -> int:
 
 
 def _data_check(arguments: Sequence[str]) -> int:
-    from ..sam.data import DataSettings, check_dataset
+    from samparser.data import DataSettings
+    from samparser.data_check import check_dataset
 
     command, data = _parse("data check", (CheckCommand, DataSettings), arguments, ("data",))
     sheet = None if command.contact_sheet in (None, "none") else Path(command.contact_sheet)
@@ -266,7 +269,7 @@ def _data_check(arguments: Sequence[str]) -> int:
 
 
 def _compare(arguments: Sequence[str]) -> int:
-    from ..compare import compare, load_experiment, markdown, select, with_settings
+    from samparser.compare import compare, load_experiment, markdown, select, with_settings
 
     (command,) = _parse("compare", (CompareCommand,), arguments, ("experiment",))
     experiment = load_experiment(command.experiment)
@@ -288,7 +291,7 @@ def _compare(arguments: Sequence[str]) -> int:
 
 
 def _methods(arguments: Sequence[str]) -> int:
-    from ..methods import METHODS
+    from samparser.methods import METHODS
 
     width = max(map(len, METHODS))
     for name, method in METHODS.items():

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from ..methods import build, describe, save_trained
-from ..sam.atomic import write_text
-from ..sam.metrics import ScoreTable
-from ..training import TrainSettings, evaluate, train
-from ..training.caching import open_cache
-from ..training.run_folder import git_state, versions
+from samparser._files import write_text
+from samparser.methods import build, describe, save_trained
+from samparser.scoring.table import ScoreTable
+from samparser.training import TrainSettings, evaluate, train
+from samparser.training.caching import open_cache
+from samparser.training.run_folder import git_state, versions
+
 from .plan import Cell
 from .workspace import Workspace, train_settings_of
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from transformers import AutoConfig, SamConfig
 
-from ..methods import build, describe
-from ..methods.cost import meta_sam, method_cost
-from ..training.run_folder import versions
+from samparser.methods import build, describe
+from samparser.methods.cost import meta_sam, method_cost
+from samparser.training.run_folder import versions
+
 from .experiment import Experiment
 from .strict import ExperimentError
 

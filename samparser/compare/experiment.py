@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..methods import METHODS
-from ..sam.data import DataSettings, PromptSettings
-from ..sam.data.layouts import LAYOUTS
-from ..sam.data.settings import SPLITS
-from ..training import EvalSettings, TrainSettings
+from samparser.data import DataSettings
+from samparser.data.layouts import LAYOUTS
+from samparser.data.settings import SPLITS
+from samparser.methods import METHODS
+from samparser.prompts import PromptSettings
+from samparser.training import EvalSettings, TrainSettings
+
 from .panels import Panels
 from .plugins import import_files
 from .strict import ExperimentError, check_fields, from_json, refuse_unknown
@@ -45,7 +47,7 @@ class DataSource:
         source: Where the set comes from (address, citation): told when it is not there.
         files: What the folder must hold, as paths or globs relative to it: told when something is missing.
         title: Column title; by default the name.
-        layout: A layout of `samparser.sam.data`, by name; ``auto`` looks at the files.
+        layout: A layout of `samparser.data`, by name; ``auto`` looks at the files.
         options: Further fields of `DataSettings`: ``val_ratio``, ``classes``, ``min_area``, ``split_volumes``, ...
         train_split: Split to train on.
         test_split: Split to score on. Nothing is chosen by its scores.

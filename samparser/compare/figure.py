@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..methods import build, load_trained
-from ..sam.data import Sample
-from ..sam.extras import require
-from ..sam.panels import Panel, draw_panels
-from ..sam.prediction import predict
+from samparser._extras import require
+from samparser.data import Sample
+from samparser.drawing.panels import Panel, draw_panels
+from samparser.methods import build, load_trained
+from samparser.prediction.predictor import predict
+
 from .collect import Column, Report
 from .experiment import MethodRow
 from .plan import Cell

@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..sam.atomic import write_text
+from samparser._files import write_text
+
 from .collect import Column, Report
 from .experiment import RATES, MethodRow
 from .statistics import Difference, Spread

@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ..methods import build
+from samparser.methods import build
+
 from .experiment import Experiment, MethodRow
 
 Kind = Literal["once", "trial", "seed"]

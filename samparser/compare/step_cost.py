@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..methods import build, describe
-from ..methods.cost import method_cost
-from ..training import TrainSettings
-from ..training.trainer import batch_loss, mask_logits, parameter_groups
+from samparser.methods import build, describe
+from samparser.methods.cost import method_cost
+from samparser.training import TrainSettings
+from samparser.training.trainer import batch_loss, mask_logits, parameter_groups
+
 from .experiment import Experiment, MethodRow
 from .workspace import Workspace
 

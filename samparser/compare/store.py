@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..training.run_folder import differences
+from samparser.training.run_folder import differences
+
 from .cell import write_result
 from .strict import ExperimentError
 

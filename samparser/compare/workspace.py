@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..methods import METHODS
-from ..methods.base_check import fingerprint
-from ..sam import load_sam
-from ..sam.data import SegmentationDataset, open_dataset
-from ..sam.data.splits import volume_of
+from samparser.data import SegmentationDataset, open_dataset
+from samparser.data.splits import volume_of
+from samparser.methods import METHODS
+from samparser.methods.base_check import fingerprint
+from samparser.sam import load_sam
+
 from .experiment import DataSource, Experiment, MethodRow
 from .plan import Cell
 from .strict import ExperimentError

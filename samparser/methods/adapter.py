@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.sam.modeling_sam import SamVisionLayer
 
-from .parts import fused_projections, mask_decoder, transformer_layers
 from .registry import method
+from .sam_parts import fused_projections, mask_decoder, transformer_layers
 
 _NOT_MERGEABLE = (
     "a bottleneck adapter has a nonlinearity between its two projections, so no weight of the base model can take it "

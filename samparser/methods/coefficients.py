@@ -3,10 +3,11 @@
 from peft import get_peft_model
 from torch import nn
 
-from ..sam import neck_targets
-from ..tuner import SVDCoefficientConfig
-from .parts import mask_decoder, transformer_linear_names
+from samparser.sam import neck_targets
+from samparser.tuner import SVDCoefficientConfig
+
 from .registry import method
+from .sam_parts import mask_decoder, transformer_linear_names
 
 
 @method(

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..tuner import SVDCoefficientConfig, SVDCoefficientLayer
+from samparser.tuner import SVDCoefficientConfig, SVDCoefficientLayer
 
 
 class Scale(nn.Module):

@@ -6,7 +6,8 @@ from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import SamProcessor
 
-from ..sam import load_sam
+from samparser.sam import load_sam
+
 from .saving import (
     METHOD_FILE,
     PEFT_CONFIG,

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from .parts import fused_projections, mask_decoder, transformer_layers
 from .registry import method
+from .sam_parts import fused_projections, mask_decoder, transformer_layers
 
 
 class QueryValueLoRA(nn.Module):

@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .._version import __version__
+from samparser._version import __version__
+
 from .base_check import check_base as check_base_weights
 from .base_check import fingerprint, frozen_tensors, weight_dtype
 from .registry import METHODS, Recipe, build, recipe_of, refuse_tuned, set_recipe

@@ -3,7 +3,8 @@
 This room sees which parameters require a gradient and never asks which method made them trainable.
 """
 
-from ..sam.memory import OutOfMemoryError
+from samparser._memory import OutOfMemoryError
+
 from .before import verdict
 from .evaluation import evaluate, evaluate_baselines
 from .fit import TrainResult, train

@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ..sam.metrics import ScoreTable
+from samparser.scoring.table import ScoreTable
+
 from .evaluation import evaluate
 from .run_folder import RunFolder
 

@@ -10,10 +10,11 @@ from torch import nn
 from torch.utils.data import ConcatDataset
 from transformers import TrainingArguments
 
-from ..sam.features import FeatureCache
-from ..sam.flips import Flipped
-from ..sam.presets import plain_model
-from ..tuner import SVDCoefficientLayer
+from samparser.data.flips import Flipped
+from samparser.features.cache import FeatureCache
+from samparser.sam.presets import plain_model
+from samparser.tuner import SVDCoefficientLayer
+
 from .settings import TrainSettings
 
 

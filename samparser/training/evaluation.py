@@ -11,16 +11,17 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
 
-from ..sam.baselines import box_masks, ellipse_masks
-from ..sam.lean import lean_decoder
-from ..sam.memory import SCORING, advising
-from ..sam.metrics import ScoreTable, score_instances
-from ..sam.prediction import predict
-from ..sam.prompts import jitter_boxes
+from samparser._memory import SCORING, advising
+from samparser.prediction.predictor import predict
+from samparser.prompts.coordinates import jitter_boxes
+from samparser.sam.lean import lean_decoder
+from samparser.scoring.baselines import box_masks, ellipse_masks
+from samparser.scoring.table import ScoreTable, score_instances
+
 from .settings import EvalSettings
 
 if TYPE_CHECKING:
-    from ..sam.data import Sample
+    from samparser.data import Sample
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,12 +53,12 @@ def evaluate(
     """Segments every instance of a data set from its box and scores the masks at original size.
 
     The mask decoder works as in :func:`~samparser.sam.lean_decoder`, so logits equal those of
-    :func:`~samparser.sam.predict` up to rounding.
+    :func:`~samparser.prediction.predict` up to rounding.
 
     Args:
         model: A SamModel, or a PEFT model around one.
         processor: The model's SamProcessor.
-        dataset: Samples with instances, see :mod:`samparser.sam.data`.
+        dataset: Samples with instances, see :mod:`samparser.data`.
         settings: Chunk size, jitter of the boxes and precision; by default tight boxes in float32.
         limit: Score the first so many images only.
         process: ``(rank, world size)`` scores every world-size-th image only and returns that part. Not given, the

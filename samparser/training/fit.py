@@ -13,13 +13,14 @@ from torch import nn
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
-from ..sam.atomic import write_text
-from ..sam.data import PromptedDataset, PromptSettings, collate
-from ..sam.flips import RandomlyFlipped
-from ..sam.lean import lean_decoder
-from ..sam.memory import TRAINING, advising
-from ..sam.metrics import ScoreTable
-from ..sam.presets import neck_targets
+from samparser._files import write_text
+from samparser._memory import TRAINING, advising
+from samparser.data.flips import RandomlyFlipped
+from samparser.prompts import PromptedDataset, PromptSettings, collate
+from samparser.sam.lean import lean_decoder
+from samparser.sam.presets import neck_targets
+from samparser.scoring.table import ScoreTable
+
 from .before import ScoreBefore, scores_before
 from .caching import fed_from, images_of, open_cache
 from .callbacks import CheckpointMark, EpochToDataset, JsonLinesLog, LogBeforeCheckpoint, ProgressBar
@@ -30,7 +31,7 @@ from .settings import EvalSettings, TrainSettings
 from .trainer import SamTrainer, trained_parameters
 
 if TYPE_CHECKING:
-    from ..sam.data import Sample
+    from samparser.data import Sample
 
 
 @dataclass(frozen=True)
@@ -180,11 +181,11 @@ def train(
     Args:
         model: A SamModel or PEFT model around one; frozen parameters stay as they are.
         processor: The model's SamProcessor.
-        train_set: Training samples, see :mod:`samparser.sam.data`.
+        train_set: Training samples, see :mod:`samparser.data`.
         eval_set: Validation samples, scored during training and at the end; None: no scores.
         settings: See :class:`TrainSettings`; open values come from the recipe.
         output: The run folder; see :class:`RunFolder` for what is in it.
-        prompts: Box or point prompts and their jitter, :class:`samparser.sam.data.PromptSettings`.
+        prompts: Box or point prompts and their jitter, :class:`samparser.prompts.PromptSettings`.
         eval_settings: How the validation images are scored.
         resume: Go on from the last whole checkpoint of ``output``.
         overwrite: Delete a run that is already in ``output``.

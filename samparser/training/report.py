@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..sam.atomic import write_text
-from ..sam.metrics import ScoreTable
-from ..sam.panels import Panel, best_median_worst, draw_panels
-from ..sam.plots import score_curves, spectra
-from ..sam.prediction import predict
-from ..tuner import coefficient_parameters, coefficients
+from samparser._files import write_text
+from samparser.drawing.panels import Panel, best_median_worst, draw_panels
+from samparser.drawing.plots import score_curves, spectra
+from samparser.prediction.predictor import predict
+from samparser.scoring.table import ScoreTable
+from samparser.tuner import coefficient_parameters, coefficients
+
 from .before import verdict
 from .run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from ..sam.data import Sample
+    from samparser.data import Sample
 
 _BEGIN = "<!-- scores: from here to the end mark, every training run writes this anew -->"
 _END = "<!-- scores: end -->"

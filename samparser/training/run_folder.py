@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .._version import __version__
-from ..sam.atomic import write_text
+from samparser._files import write_text
+from samparser._version import __version__
 
 _PACKAGES = ("torch", "peft", "transformers", "accelerate", "safetensors", "numpy")
 # Written into a checkpoint when all of its files are on disk; a run killed while saving leaves a folder without it.

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Trainer
 
-from ..sam.losses import LossTerms, segmentation_loss
-from ..sam.metrics import ScoreTable
-from ..tuner import coefficient_parameters
+from samparser.scoring.losses import LossTerms, segmentation_loss
+from samparser.scoring.table import ScoreTable
+from samparser.tuner import coefficient_parameters
+
 from .evaluation import evaluate
 from .settings import EvalSettings, TrainSettings
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from samparser.cli import main
+from samparser.data.layouts import LAYOUTS
 from samparser.methods import METHODS
-from samparser.sam.data.layouts import LAYOUTS
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 BLOCK = re.compile(r'^```(?:python|json) title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)

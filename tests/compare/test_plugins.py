@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from samparser.compare import ExperimentError, compare, load_experiment
+from samparser.data.layouts import LAYOUTS
 from samparser.methods import METHODS
-from samparser.sam.data.layouts import LAYOUTS
 
 ADDITIONS = '''
 """A method and a layout of one's own."""
@@ -16,9 +16,9 @@ ADDITIONS = '''
 import numpy as np
 
 from samparser.methods import method
-from samparser.sam.data import Instance, Sample
-from samparser.sam.data.images import read_image
-from samparser.sam.data.layouts import LAYOUTS, Layout
+from samparser.data import Instance, Sample
+from samparser.data.readers.images import read_image
+from samparser.data.layouts import LAYOUTS, Layout
 
 
 @method("iou-head", summary="the head that predicts IoU, and the mask tokens", trains_upstream=False)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from samparser.compare import CellError, ExperimentError, compare, parse_experiment, workers
-from samparser.sam.metrics import ScoreTable
+from samparser.scoring.table import ScoreTable
 
 CELLS = {
     "toy--zero-shot--once",

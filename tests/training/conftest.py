@@ -4,7 +4,8 @@ from peft import get_peft_model
 from safetensors.torch import load_file
 
 from samparser import SVDCoefficientConfig
-from samparser.sam.data import DataSettings, PromptSettings, open_dataset
+from samparser.data import DataSettings, open_dataset
+from samparser.prompts import PromptSettings
 from samparser.training import TrainSettings, train
 
 from ..conftest import make_tiny_sam

@@ -4,7 +4,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from samparser import SVDCoefficientConfig
-from samparser.sam import predict
+from samparser.prediction import predict
 from samparser.training import TrainSettings
 
 from ..conftest import make_tiny_sam
@@ -37,7 +37,7 @@ def test_a_run_from_float32_features_ends_where_one_from_images_does(projected, 
 
 
 def test_a_second_run_encodes_nothing(run_tiny, tmp_path, monkeypatch):
-    from samparser.sam.features import FeatureCache
+    from samparser.features.cache import FeatureCache
 
     cache = str(tmp_path / "features")
     first, _ = run_tiny("first", cache=cache)

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from samparser.cli import main
-from samparser.sam import predict
-from samparser.sam.data import DataSettings, open_dataset
-from samparser.sam.metrics import ScoreTable
+from samparser.data import DataSettings, open_dataset
+from samparser.prediction import predict
+from samparser.scoring.table import ScoreTable
 from samparser.training import EvalSettings, evaluate
 from samparser.training.report import add_scores_to_card
 from tests.conftest import make_tiny_sam
-from tests.sam.data.test_nifti import flare
+from tests.data.readers.test_nifti import flare
 
 
 def test_scores_equal_masks_compared_one_by_one(tiny_sam, tiny_processor, toy_sets):

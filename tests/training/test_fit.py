@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from samparser.sam import predict_files
-from samparser.sam.data import DataSettings, open_dataset
-from samparser.sam.metrics import InstanceScore, ScoreTable
+from samparser.data import DataSettings, open_dataset
+from samparser.prediction import predict_files
+from samparser.scoring.table import InstanceScore, ScoreTable
 from samparser.training import (
     OutOfMemoryError,
     RunFolder,

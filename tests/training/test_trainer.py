@@ -3,8 +3,8 @@ import torch
 from peft import get_peft_model
 
 from samparser import SVDCoefficientConfig
-from samparser.sam import segmentation_loss
-from samparser.sam.data import PromptedDataset, PromptSettings, collate
+from samparser.prompts import PromptedDataset, PromptSettings, collate
+from samparser.scoring import segmentation_loss
 from samparser.training import TrainSettings
 from samparser.training.trainer import batch_loss, mask_logits, parameter_groups
 

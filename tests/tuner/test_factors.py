@@ -7,16 +7,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 
-from samparser.tuner.factors import (
-    Factors,
-    factorize,
-    fix_signs,
-    fold,
-    recompose,
-    storage_dtype,
-    unfold,
-    weight_change,
-)
+from samparser.tuner.factors import Factors, factorize, fix_signs, fold, recompose, storage_dtype, unfold, weight_change
 from tests.reference import factors as reference
 
 # Norm of the error over the norm of the right value.

@@ -1,0 +1,156 @@
+"""A folder of images beside a folder of masks: anyone's own data, and the WHU building set."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..sample import DataError, Sample, Skipped
+from ..settings import DataSettings
+from .images import IMAGE_SUFFIXES, read_image
+from .labels import LabelRules, parse_class_names
+
+IMAGE_FOLDERS = ("images", "image", "imgs", "img")
+MASK_FOLDERS = ("masks", "mask", "labels", "label", "gt", "annotations")
+_SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
+_MASK_ENDINGS = ("", "_mask", "_label", "_labels", "_gt", "_seg", "_segmentation", "-mask")
+
+
+class FolderReader:
+    """Samples of image files with a mask file of the same name each.
+
+    A mask's name may add _mask, _label, _gt or _seg to the image's, and may have another suffix.
+
+    Args:
+        images: Folder of the images.
+        masks: Folder of the masks.
+        root: Names of samples are paths relative to this folder.
+        rules: What the masks' values mean.
+    """
+
+    def __init__(self, images: Path, masks: Path, root: Path, rules: LabelRules) -> None:
+        self.classes = rules.table()
+        self.skipped: list[Skipped] = []
+        self._rules = rules
+        self._pairs = self._pair(images, masks)
+        self.names: list[str] = [image.relative_to(root).as_posix() for image, _ in self._pairs]
+
+    def _pair(self, images: Path, masks: Path) -> list[tuple[Path, Path]]:
+        pictures, drawn = _by_stem(images), _by_stem(masks)
+        pairs: list[tuple[Path, Path]] = []
+        used: set[str] = set()
+        for stem, paths in sorted(pictures.items()):
+            used |= {stem + ending for ending in _MASK_ENDINGS}
+            if len(paths) > 1:
+                self.skipped += [Skipped(str(path), "several image files of one name") for path in paths]
+                continue
+            found = next((stem + ending for ending in _MASK_ENDINGS if stem + ending in drawn), None)
+            if found is None:
+                self.skipped.append(Skipped(str(paths[0]), "no mask file"))
+            elif len(drawn[found]) > 1:
+                self.skipped.append(Skipped(str(paths[0]), "several mask files of one name"))
+            else:
+                pairs.append((paths[0], drawn[found][0]))
+        self.skipped += [
+            Skipped(str(path), "mask without an image") for stem in sorted(drawn.keys() - used) for path in drawn[stem]
+        ]
+        if not pairs:
+            raise DataError(
+                f"No image of {images} has a mask in {masks}. Images are named like "
+                f"{_example(pictures)}, masks like {_example(drawn)}; a pair must have the same name, apart from the "
+                f"suffix and endings such as _mask."
+            )
+        return pairs
+
+    def read(self, index: int) -> tuple[Sample, list[Skipped]]:
+        """Sample ``index``; DataError when image and mask differ in size or the mask's values mean nothing."""
+        image_path, mask_path = self._pairs[index]
+        image = read_image(image_path)
+        instances, void, size = self._rules.split(mask_path)
+        if size != image.shape[:2]:
+            raise DataError(
+                f"{mask_path} has {size[1]} x {size[0]} px, but its image {image_path.name} has {image.shape[1]} x "
+                f"{image.shape[0]}. Masks must have their image's size; resize with nearest neighbour, or look for an "
+                f"EXIF orientation in the image."
+            )
+        return Sample(self.names[index], image, tuple(instances), void), []
+
+
+def _by_stem(folder: Path) -> dict[str, list[Path]]:
+    """The image files of a folder and those below it: path without suffix -> files."""
+    found = defaultdict(list)
+    for path in sorted(folder.rglob("*")):
+        if _is_image(path):
+            found[path.relative_to(folder).with_suffix("").as_posix()].append(path)
+    return found
+
+
+def _example(files: dict[str, list[Path]]) -> str:
+    return next((paths[0].name for paths in files.values()), "(there are none)")
+
+
+def _existing(parents: Sequence[Path], names: Sequence[str]) -> list[Path]:
+    """The folders of these names that hold image files, at any depth."""
+    folders = [parent / name for parent in parents for name in names]
+    return [folder for folder in folders if any(_is_image(path) for path in folder.rglob("*"))]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def find_folders(root: Path, settings: DataSettings, split: str | None) -> tuple[Path, Path] | None:
+    """The folders of images and masks of a split, or of the pool for None; None if there are none."""
+    if settings.images and settings.masks:
+        if (split is not None) != ("{split}" in settings.images):
+            return None
+        pair = root / settings.images.format(split=split), root / settings.masks.format(split=split)
+        return pair if pair[0].is_dir() and pair[1].is_dir() else None
+    if split is None:
+        images, masks = _existing([root], IMAGE_FOLDERS), _existing([root], MASK_FOLDERS)
+    else:
+        words = _SPLIT_FOLDERS[split]
+        inner = [root / word for word in words]
+        images = _existing(inner, IMAGE_FOLDERS) + _existing([root / name for name in IMAGE_FOLDERS], words)
+        masks = _existing(inner, MASK_FOLDERS) + _existing([root / name for name in MASK_FOLDERS], words)
+    return (images[0], masks[0]) if images and masks else None
+
+
+def splits(root: Path, settings: DataSettings) -> tuple[str, ...]:
+    """The splits that have folders of their own; empty if the data set is one pool."""
+    return tuple(split for split in _SPLIT_FOLDERS if find_folders(root, settings, split))
+
+
+def open_reader(root: Path, settings: DataSettings, split: str | None) -> FolderReader:
+    """The reader of one split, or of the pool for None."""
+    folders = find_folders(root, settings, split)
+    if folders is None:
+        if bool(settings.images) != bool(settings.masks):
+            raise DataError("For a folder of masks give both settings, images and masks.")
+        raise DataError(
+            f"No folder of images with a folder of masks was found below {root}"
+            + (f" for {settings.images} and {settings.masks}" if settings.images else "")
+            + ". Expected images/ and masks/, or train/images/ and train/masks/, or name them with the images and "
+            "masks settings."
+        )
+    classes, colours = parse_class_names(settings.class_names)
+    rules = LabelRules(settings.instances, classes, colours, settings.void_value, settings.mask_threshold)
+    return FolderReader(*folders, root, rules)
+
+
+def is_whu(root: Path) -> bool:
+    """Whether the folder has WHU's names: {train,val,test}/{image,label}."""
+    return any(
+        (root / split / "image").is_dir() and (root / split / "label").is_dir() for split in ("train", "val", "test")
+    )
+
+
+def open_whu(root: Path, settings: DataSettings, split: str | None) -> FolderReader:
+    """The reader of one split of the WHU building set: each connected component is a building."""
+    folders = find_folders(root, settings, split)
+    if folders is None:
+        raise DataError(f"{root} has no {split}/image and {split}/label.")
+    # Some label tiles are stored with one bit, others with 0 and 255.
+    rules = LabelRules(settings.instances, {1: "building"}, threshold=settings.mask_threshold or 1)
+    return FolderReader(*folders, root, rules)

@@ -1,0 +1,198 @@
+"""Mask files: what their values mean, and the instances in them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from scipy import ndimage
+
+from ..sample import DataError, Instance
+from .images import open_pixels
+
+_ALL_ONES = frozenset({1, 255, 65535})
+_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=int)
+
+
+def read_values(path: Path) -> np.ndarray:
+    """The values of a mask file: int64 (H, W), palette images as indices; colours as uint8 (H, W, 3).
+
+    A colour image whose three channels are equal everywhere counts as grey; alpha is dropped.
+    """
+    picture = open_pixels(path)
+    if picture.mode in ("LA", "PA"):
+        picture = picture.getchannel(0)
+    if picture.mode in ("1", "L", "P") or picture.mode.startswith("I"):
+        values = np.asarray(picture).astype(np.int64)
+        if values.min(initial=0) < 0:
+            raise DataError(
+                f"{path} holds negative values, {values.min()} for instance; ids start at 0, the background."
+            )
+        return values
+    if picture.mode == "F":
+        values = np.asarray(picture)
+        if not np.array_equal(values, np.round(values)):
+            raise DataError(
+                f"{path} holds fractions such as {values[values != np.round(values)][0]:g}; masks need ids."
+            )
+        return values.astype(np.int64)
+    colours = np.asarray(picture.convert("RGB"))
+    if (colours == colours[:, :, :1]).all():
+        return colours[:, :, 0].astype(np.int64)
+    return colours
+
+
+@dataclass(frozen=True)
+class LabelRules:
+    """What the values of mask files mean.
+
+    Attributes:
+        instances: "components": values are classes and each connected component (8 neighbours) is an instance;
+            "class": each class is one instance; "ids": each value is an instance.
+        classes: Class id -> name; None takes masks of 0 and 1, 255 or 65535 as one class, and no others.
+        colours: (red, green, blue) -> class id, for masks stored as colours.
+        void: Value that means unknown.
+        threshold: Values from here upwards are foreground.
+    """
+
+    instances: Literal["components", "class", "ids"] = "components"
+    classes: dict[int, str] | None = None
+    colours: dict[tuple[int, int, int], int] | None = None
+    void: int | None = None
+    threshold: int | None = None
+
+    def table(self) -> dict[int, str]:
+        """Class id -> name."""
+        return {1: "object"} if self.classes is None else dict(self.classes)
+
+    def split(self, path: Path) -> tuple[list[Instance], np.ndarray | None, tuple[int, int]]:
+        """The instances of a mask file, where it is void, and its (height, width)."""
+        values = read_values(path)
+        void = None
+        if self.threshold is not None:
+            if values.ndim == 3:
+                values = values.max(axis=2)
+            labels = (values >= self.threshold).astype(np.int64)
+        elif values.ndim == 3:
+            labels = self._from_colours(values, path)
+        else:
+            if self.void is not None:
+                void = values == self.void
+                values = np.where(void, 0, values)
+            labels = values if self.instances == "ids" else self._classes_of(values, path)
+        instances = separate(labels, by_component=self.instances == "components", one_class=self.instances == "ids")
+        return instances, void if void is not None and void.any() else None, (labels.shape[0], labels.shape[1])
+
+    def _classes_of(self, values: np.ndarray, path: Path) -> np.ndarray:
+        found = np.unique(values)
+        found = found[found != 0].tolist()
+        if self.classes is None:
+            if len(found) > 1 or (found and found[0] not in _ALL_ONES):
+                raise DataError(_ambiguous(path, found))
+            return (values != 0).astype(np.int64)
+        strange = [value for value in found if value not in self.classes]
+        if strange:
+            raise DataError(
+                f"{path} has the values {_shown(strange)}, which name no class: "
+                f"{', '.join(f'{value}={name}' for value, name in self.classes.items())}. Add them to class_names, or "
+                f"set void_value if they mean unknown."
+            )
+        return values
+
+    def _from_colours(self, values: np.ndarray, path: Path) -> np.ndarray:
+        codes = values.astype(np.int64) @ np.array([65536, 256, 1])
+        if self.instances == "ids":
+            return codes
+        labels = np.zeros(codes.shape, dtype=np.int64)
+        known = {0: 0} | {(r << 16) + (g << 8) + b: class_id for (r, g, b), class_id in (self.colours or {}).items()}
+        strange = [code for code in np.unique(codes).tolist() if code not in known]
+        if strange:
+            seen = ", ".join(f"#{code:06x}" for code in strange[:5]) + (", ..." if len(strange) > 5 else "")
+            raise DataError(
+                f"{path} is a colour picture with colours that name no class: {seen}. Say what they mean, for instance "
+                f"class_names '#{strange[0]:06x}=building'; or, if each colour is one instance, set instances to ids. "
+                f"More than a few dozen colours mean that the mask was resized or saved as JPEG: export it again."
+            )
+        for code, class_id in known.items():
+            labels[codes == code] = class_id
+        return labels
+
+
+def parse_class_names(entries: Sequence[str] | None) -> tuple[dict[int, str] | None, dict | None]:
+    """The class_names setting as (classes, colours): "3=road" names a value, "#ff0000=road" a colour.
+
+    Raises:
+        ValueError: An entry has another form, or names the background.
+    """
+    if not entries:
+        return None, None
+    classes: dict[int, str] = {}
+    colours: dict[tuple[int, int, int], int] = {}
+    for number, entry in enumerate(entries, start=1):
+        match = re.fullmatch(r"(?:(\d+)|#([0-9a-fA-F]{6}))=(.+)", entry)
+        if not match:
+            raise ValueError(f"class_names needs entries like 3=road or '#ff0000=road', got {entry!r}.")
+        if match[1] is not None:
+            if int(match[1]) == 0:
+                raise ValueError(f"0 is the background and needs no name; leave {entry!r} out of class_names.")
+            classes[int(match[1])] = match[3]
+        else:
+            code = int(match[2], 16)
+            same = [class_id for class_id, name in classes.items() if name == match[3]]
+            class_id = same[0] if same else number
+            colours[code >> 16, code >> 8 & 255, code & 255] = class_id
+            classes[class_id] = match[3]
+    if colours and len(colours) < len(entries):
+        raise ValueError("class_names names either values or colours, not both.")
+    return classes, colours or None
+
+
+def separate(labels: np.ndarray, by_component: bool, one_class: bool = False) -> list[Instance]:
+    """The instances in an array of labels (H, W), 0 being the background.
+
+    Args:
+        labels: Class ids, or instance ids.
+        by_component: Each connected component of each label is an instance, not each label.
+        one_class: Labels are instance ids: every instance is of class 1.
+    """
+    values, dense = np.unique(labels, return_inverse=True)
+    # find_objects numbers regions from 1 and takes 0 for the background.
+    dense = dense.reshape(labels.shape) + (0 if len(values) and values[0] == 0 else 1)
+    values = values[values != 0]
+    instances = []
+    for number, place in enumerate(ndimage.find_objects(dense.astype(np.int32)), start=1):
+        value = int(values[number - 1])
+        region = dense[place] == number
+        left, top = place[1].start, place[0].start
+        class_id = 1 if one_class else value
+        if not by_component:
+            found = Instance.from_mask(region, class_id, str(value), offset=(left, top))
+            instances.append(found)
+            continue
+        parts, _ = ndimage.label(region, _EIGHT_NEIGHBOURS)
+        for part, inner in enumerate(ndimage.find_objects(parts), start=1):
+            offset = (left + inner[1].start, top + inner[0].start)
+            instances.append(Instance.from_mask(parts[inner] == part, class_id, f"{value}.{part}", offset=offset))
+    return [instance for instance in instances if instance is not None]
+
+
+def _shown(values: list[int]) -> str:
+    return ", ".join(str(value) for value in values[:8]) + (", ..." if len(values) > 8 else "")
+
+
+def _ambiguous(path: Path, found: list[int]) -> str:
+    start = f"{path} has the values {_shown(found)} besides 0"
+    if len(found) > 3 and (path.suffix.lower() in (".jpg", ".jpeg") or (max(found) == 255 and len(found) > 40)):
+        return (
+            f"{start}: it looks like a mask of 0 and 255 that lost its sharp edges, as JPEG and resizing do. Set "
+            f"mask_threshold to 128 to take values from there upwards as foreground, or export the masks as PNG."
+        )
+    return (
+        f"{start}, and it is not known what they mean. If they are classes, name them: class_names "
+        f"{' '.join(f'{value}=NAME' for value in found[:4])}. If each value is one object, set instances to ids. If "
+        f"255 means unknown, set void_value to 255."
+    )

@@ -1,0 +1,15 @@
+"""Figures: overlays of masks, panels side by side, score curves, spectra, contact sheets."""
+
+from .overlays import overlay
+from .panels import Panel, best_median_worst, draw_panels, side_by_side
+from .plots import score_curves, spectra
+
+__all__ = [
+    "Panel",
+    "best_median_worst",
+    "draw_panels",
+    "overlay",
+    "score_curves",
+    "side_by_side",
+    "spectra",
+]

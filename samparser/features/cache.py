@@ -1,0 +1,335 @@
+"""A cache of what enters the first tuned module: train on it, and the frozen image encoder runs once per image.
+
+cache = FeatureCache("features", model, processor)
+cache.fill(samples)                                     # encodes what is not there yet; may be stopped and repeated
+dataset = PromptedDataset(samples, cache.processor)     # reads features instead of preprocessing images
+with cache.feeding():                                   # the frozen encoder leaves memory
+    for batch in DataLoader(dataset, collate_fn=collate):
+        model(pixel_values=batch["pixel_values"], input_boxes=batch["input_boxes"])
+"""
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from samparser._files import write_text
+from samparser.sam.lean import lean_decoder
+from samparser.sam.modes import evaluating
+from samparser.sam.presets import check_processor, plain_model
+
+from .keys import image_key, upstream_fingerprint, upstream_tensors
+from .offload import EncoderAside
+from .store import DamagedFeaturesError, FeatureStore, MissingFeaturesError
+
+if TYPE_CHECKING:
+    from samparser.data import Sample
+
+Form = Literal["tokens", "projection", "embedding"]
+_DTYPES = {torch.float16: "fp16", torch.float32: "fp32"}
+_GB = 1e9
+
+
+class FeatureCache:
+    """Features of images on disk, for a SAM of which nothing before the neck is trained.
+
+    ``form`` is what is stored for an image whose encoder has h * w patches (64 * 64 for 1024 pixels):
+
+    - ``"tokens"``: (h, w, C), what enters the neck. ViT-B: 6.3 MB in float16.
+    - ``"projection"``: (h, w, r), the tokens times ``projection`` (r, C), where the neck's first layer goes on from
+      there. With conv1's frozen basis ``Vh`` a third of the bytes on ViT-B.
+    - ``"embedding"``: (c, h, w), the image embedding; chosen where nothing in the neck is trained or adapted.
+
+    Features depend on the image, the weights before that place, the preprocessing and the input size. All of these are
+    hashed into an entry's name and checked when it is read, so a folder may serve many models, and features of another
+    model or of an image that has changed are never used. They are computed in eval mode in the model's own dtype. In
+    float32 training from the cache computes what training from images does; float16 rounds each value to 11 bits, and
+    an entry with a value above 65504 is kept in float32.
+
+    Args:
+        folder: Where features go; made when needed.
+        model: SamModel, or a PeftModel around one.
+        processor: Its SamProcessor.
+        dtype: torch.float16, or torch.float32 for twice the bytes.
+        projection: See ``form``; the caller sees to it that the neck's first layer takes the result.
+        limit_gb: Refuse to fill the cache beyond so many gigabytes (1e9 bytes) on disk.
+
+    Raises:
+        TypeError: The model is not a SamModel.
+        ValueError: Something before the features is trained or adapted, or an argument is not possible.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        model: nn.Module,
+        processor: Any,
+        *,
+        dtype: torch.dtype = torch.float16,
+        projection: Tensor | None = None,
+        limit_gb: float | None = None,
+    ) -> None:
+        sam: Any = plain_model(model)
+        if getattr(getattr(sam, "config", None), "model_type", None) != "sam":
+            raise TypeError(f"Features can be cached for a SamModel or a PeftModel around one, not for {type(sam)}.")
+        if dtype not in _DTYPES:
+            raise ValueError(
+                f"Features are stored as torch.float16 or torch.float32, not as {dtype}: bfloat16 takes the bytes of "
+                "float16 and rounds eight times more coarsely."
+            )
+        if limit_gb is not None and not limit_gb > 0:
+            raise ValueError(f"limit_gb must be more than 0 gigabytes; got {limit_gb}.")
+        check_processor(model, processor)
+        self._model, self._sam, self._projection, self._limit = model, sam, projection, limit_gb
+        self._images = getattr(processor, "image_processor", processor)
+        self.form: Form = "projection" if projection is not None else _form(sam)
+        refuse_trained_upstream(model)
+        upstream = upstream_tensors(sam.vision_encoder, with_neck=self.form == "embedding")
+        config = sam.config.vision_config.to_dict()
+        fingerprint = upstream_fingerprint(upstream.items(), config, self._images, self.form, projection)
+        self.folder = Path(folder)
+        name = f"{fingerprint[:16]}-{self.form}-{_DTYPES[dtype]}"
+        self.store = FeatureStore(self.folder / name, fingerprint, self._shape(), dtype)
+        self._aside: EncoderAside | None = None
+
+    @property
+    def processor(self) -> "FeatureProcessor":
+        """Takes the place of the model's processor: gives stored features where that one gives ``pixel_values``."""
+        return FeatureProcessor(self._images, self.store)
+
+    def encode(self, image: np.ndarray) -> Tensor:
+        """Computes the features of an image, uint8 RGB (H, W, 3), on the model's device, without the cache.
+
+        Raises:
+            RuntimeError: The encoder is put away, inside `feeding`.
+        """
+        if self._aside is not None:
+            raise RuntimeError("The image encoder is put away inside `feeding`; leave the block to encode images.")
+        encoder = self._sam.vision_encoder
+        weight = next(encoder.parameters())
+        pixels = self._images(image, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+        entered: list[Tensor] = []
+        handle = encoder.neck.register_forward_pre_hook(lambda _, arguments: entered.append(arguments[0]))
+        try:
+            with evaluating(self._model):
+                embedding = encoder(pixels.to(weight.device, weight.dtype)).last_hidden_state[0]
+                tokens = entered[0][0]
+                if self.form == "embedding":
+                    return embedding
+                if self._projection is not None:
+                    # In the projection's own width: rounding comes once, when the result is stored.
+                    return tokens.to(self._projection.dtype) @ self._projection.T.to(tokens.device)
+                return tokens
+        finally:
+            handle.remove()
+
+    def features(self, image: np.ndarray) -> Tensor:
+        """The features of an image as stored; computed and stored first if they are not there or damaged."""
+        key = image_key(image)
+        stored = self._stored(key)
+        return self.store.write(key, self.encode(image)) if stored is None else stored
+
+    def _stored(self, key: str) -> Tensor | None:
+        """The features under a key; None where they are not there, or damaged, of which a warning tells."""
+        try:
+            return self.store.read(key, verify=True)
+        except MissingFeaturesError:
+            return None
+        except DamagedFeaturesError as error:
+            warnings.warn(f"{error} It is computed anew now.", stacklevel=3)
+            return None
+
+    def need(self, images: int) -> str:
+        """Says what so many images take on disk, what is there already and what is free.
+
+        Raises:
+            ValueError: That is more than ``limit_gb``, or does not fit on the disk.
+        """
+        entries, used = self.store.size()
+        most = images * self.store.entry_bytes + self._aside_bytes()
+        free = shutil.disk_usage(_existing(self.folder)).free
+        text = (
+            f"Feature cache {self.store.folder}: {images} images of {self.store.entry_bytes / 1e6:.1f} MB, with the "
+            f"encoder's weights {most / _GB:.2f} GB at most; {entries} images ({used / _GB:.2f} GB) are there, "
+            f"{free / _GB:.1f} GB are free."
+        )
+        ways_out = (
+            "Cache fewer images, store conv1's projection or float16 instead of float32 tokens, use another folder, or "
+            "train without a cache."
+        )
+        if self._limit is not None and most > self._limit * _GB:
+            raise ValueError(f"{text} The limit is {self._limit:g} GB. Raise it, or: {ways_out}")
+        if most - used > free:
+            raise ValueError(f"{text} That does not fit. {ways_out}")
+        return text
+
+    def fill(self, samples: "Sequence[Sample]", *, process: tuple[int, int] = (0, 1), progress: bool = True) -> int:
+        """Stores the features of every sample that is not in the cache yet, and computes damaged ones anew.
+
+        May be stopped at any time and called again, and several processes may fill one folder.
+
+        Args:
+            samples: Anything with a length whose items have an ``image``.
+            process: ``(rank, world size)``; each process takes every world-size-th image.
+            progress: Print the disk need (rank 0) and show a progress bar.
+
+        Returns:
+            How many images this process encoded.
+
+        Raises:
+            ValueError: The images do not fit below the limit or on the disk.
+        """
+        rank, world = process
+        text = self.need(len(samples))
+        self._write_description()
+        self.store.remove_abandoned()
+        indices: Any = range(rank, len(samples), world)
+        if progress and rank == 0:
+            from tqdm.auto import tqdm
+
+            print(text)
+            indices = tqdm(indices, desc="encoding", unit="image", leave=False, dynamic_ncols=True)
+        encoded = 0
+        for index in indices:
+            image = samples[index].image
+            key = image_key(image)
+            if self._stored(key) is None:
+                self.store.write(key, self.encode(image))
+                encoded += 1
+        return encoded
+
+    @contextmanager
+    def feeding(self) -> Iterator["FeatureProcessor"]:
+        """Inside the block the model takes features as ``pixel_values``, and its frozen encoder is not in memory.
+
+        The encoder's weights wait in a file beside the features, and are back, bit for bit, when the block ends. The
+        mask decoder works as in :func:`~samparser.sam.lean_decoder`.
+        """
+        if self._aside is not None:
+            raise RuntimeError("This cache already feeds its model.")
+        self.store.folder.mkdir(parents=True, exist_ok=True)
+        weights = self.store.folder / "encoder.safetensors"
+        after_neck = self.form == "embedding"
+        self._aside = EncoderAside(self._sam.vision_encoder, self.store.shape, weights, after_neck=after_neck)
+        try:
+            with lean_decoder(self._sam):
+                yield self.processor
+        finally:
+            self._aside.restore()
+            self._aside = None
+
+    def _shape(self) -> tuple[int, ...]:
+        config = self._sam.config.vision_config
+        side = config.image_size // config.patch_size
+        if self.form == "embedding":
+            return (config.output_channels, side, side)
+        if self._projection is None:
+            return (side, side, config.hidden_size)
+        if self._projection.ndim != 2 or self._projection.shape[1] != config.hidden_size:
+            raise ValueError(
+                f"The projection must be a matrix (rank, {config.hidden_size}) for tokens of {config.hidden_size} "
+                f"channels; got {tuple(self._projection.shape)}."
+            )
+        return (side, side, self._projection.shape[0])
+
+    def _aside_bytes(self) -> int:
+        upstream = upstream_tensors(self._sam.vision_encoder, with_neck=False)
+        return sum(tensor.numel() * tensor.dtype.itemsize for tensor in upstream.values())
+
+    def _write_description(self) -> None:
+        from transformers import __version__ as transformers_version
+
+        about = {
+            "fingerprint": self.store.fingerprint,
+            "form": self.form,
+            "shape": self.store.shape,
+            "dtype": str(self.store.dtype),
+            "model": getattr(self._sam.config, "_name_or_path", ""),
+            "preprocessing": self._images.to_dict(),
+            "torch": torch.__version__,
+            "transformers": transformers_version,
+        }
+        write_text(self.store.folder / "about.json", json.dumps(about, indent=2, default=str))
+
+
+class FeatureProcessor:
+    """An image processor that gives stored features instead of pixels; all else is the wrapped processor's.
+
+    Args:
+        images: transformers' image processor of the model.
+        store: Where the features are.
+    """
+
+    def __init__(self, images: Any, store: FeatureStore) -> None:
+        self._images, self._store = images, store
+
+    def __call__(self, image: np.ndarray, **_: Any) -> dict[str, Tensor]:
+        """``pixel_values``: the features (1, ...) of an image, uint8 RGB (H, W, 3).
+
+        Raises:
+            MissingFeaturesError: The image is not in the cache.
+            DamagedFeaturesError: Its entry is damaged.
+        """
+        return {"pixel_values": self._store.read(image_key(image))[None]}
+
+    def __getattr__(self, name: str) -> Any:
+        # While an instance is unpickled it has no attributes yet.
+        if name.startswith("__") or name in ("_images", "_store"):
+            raise AttributeError(name)
+        return getattr(self._images, name)
+
+
+def refuse_trained_upstream(model: nn.Module) -> None:
+    """Makes sure that the features of a model stay what they are while it trains.
+
+    Raises:
+        ValueError: Something before the neck is trained or carries an adapter; the message names it.
+    """
+    sam: Any = plain_model(model)
+    trained = [
+        name
+        for name, parameter in sam.vision_encoder.named_parameters()
+        if parameter.requires_grad and not name.startswith("neck.")
+    ]
+    adapted = [] if trained else [name for name in _adapter_modules(sam.vision_encoder) if not _in_neck(name)]
+    if trained or adapted:
+        what, names = ("trains", trained) if trained else ("has adapters on", adapted)
+        raise ValueError(
+            f"Features cannot be cached: this model {what} {len(names)} parts of the image encoder before its neck, "
+            f"first vision_encoder.{names[0]}, so the features change in every step. A cache serves methods that tune "
+            "the neck and what follows it, such as samparser or decoder; train this one without a cache."
+        )
+
+
+def _form(sam: Any) -> Form:
+    neck = sam.vision_encoder.neck
+    changes = any(parameter.requires_grad for parameter in neck.parameters())
+    changes = changes or any(_in_neck(name) for name in _adapter_modules(sam.vision_encoder))
+    return "tokens" if changes else "embedding"
+
+
+def _in_neck(name: str) -> bool:
+    return name.split(".")[0] == "neck"
+
+
+def _adapter_modules(encoder: nn.Module) -> list[str]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    return [name for name, module in encoder.named_modules() if isinstance(module, kinds)]
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder

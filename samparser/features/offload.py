@@ -1,0 +1,99 @@
+"""An image encoder without its frozen part: it takes cached features where images went in."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from samparser._files import atomic_path
+
+
+class FeatureInput(nn.Module):
+    """Stands where the patch embedding stood and lets features through.
+
+    Args:
+        shape: Of the features of one image.
+        dtype: What the features are converted to: that of the encoder put away.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.shape, self.dtype = shape, dtype
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (B, *shape) in the encoder's dtype.
+
+        Raises:
+            ValueError: The input is an image, or has another shape.
+        """
+        if tuple(features.shape[1:]) != self.shape:
+            raise ValueError(
+                f"This model's frozen image encoder is put away while it works from cached features of shape "
+                f"(batch, {', '.join(map(str, self.shape))}); it got {tuple(features.shape)}. Feed it what the cache's "
+                "processor gives, or leave the cache's `feeding` block to use images again."
+            )
+        return features.to(self.dtype)
+
+
+class EncoderAside:
+    """Puts the frozen part of an image encoder aside, its weights on disk, until `restore`.
+
+    Args:
+        encoder: transformers' SamVisionEncoder.
+        shape: Of the features of one image.
+        weights: File for the weights; one that holds them already is kept, any other is replaced.
+        after_neck: The features are what the neck gives, not what enters it.
+    """
+
+    def __init__(self, encoder: Any, shape: tuple[int, ...], weights: Path, *, after_neck: bool) -> None:
+        self._encoder, self._weights, self._after_neck = encoder, weights, after_neck
+        self._parts = {"patch_embed": encoder.patch_embed, "layers": encoder.layers}
+        self._position = encoder.pos_embed
+        self._neck = encoder.neck
+        self._tensors = dict(_tensors(self._parts, self._position))
+        if not _holds(weights, self._tensors):
+            with atomic_path(weights) as temporary:
+                save_file({name: t.detach().cpu().contiguous() for name, t in self._tensors.items()}, temporary)
+        dtype = next(iter(self._tensors.values())).dtype
+        for tensor in self._tensors.values():
+            tensor.data = tensor.data.new_empty(0)
+        encoder.patch_embed = FeatureInput(shape, dtype)
+        encoder.layers = nn.ModuleList()
+        encoder.pos_embed = None
+        if after_neck:
+            encoder.neck = nn.Identity()
+
+    def restore(self) -> None:
+        """Gives the encoder its frozen part back: the same parameter objects with the same values, on its device."""
+        device = next(self._neck.parameters()).device
+        values = load_file(self._weights, device=str(device))
+        for name, tensor in self._tensors.items():
+            # A copy: the loaded tensors may still be the file, which is not ours to rely on from here on.
+            tensor.data = values[name].clone()
+        self._encoder.patch_embed = self._parts["patch_embed"]
+        self._encoder.layers = self._parts["layers"]
+        self._encoder.pos_embed = self._position
+        self._encoder.neck = self._neck
+
+
+def _holds(file: Path, tensors: dict[str, Tensor]) -> bool:
+    """Whether a file has exactly these tensors: nothing leaves memory that could not come back."""
+    try:
+        with safe_open(file, framework="pt") as stored:
+            if set(stored.keys()) != tensors.keys():
+                return False
+            return all(torch.equal(stored.get_tensor(name), tensor.detach().cpu()) for name, tensor in tensors.items())
+    except (OSError, SafetensorError):
+        return False
+
+
+def _tensors(parts: dict[str, nn.Module], position: Tensor | None) -> list[tuple[str, Tensor]]:
+    named = [
+        (f"{part}.{name}", tensor)
+        for part, module in parts.items()
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+    ]
+    return [*named, *([] if position is None else [("pos_embed", position)])]

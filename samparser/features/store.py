@@ -1,0 +1,124 @@
+"""Cached features on disk: one safetensors file for each image, written whole, read by memory mapping."""
+
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from samparser._files import atomic_path
+
+from .keys import tensor_bytes
+
+_NAME = "features"
+_ABANDONED_AFTER = 3600.0
+
+
+class MissingFeaturesError(LookupError):
+    """The cache holds nothing for this image; the message says what to do."""
+
+
+class DamagedFeaturesError(RuntimeError):
+    """An entry of the cache is cut off or altered; the message names the file."""
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """The entries of one fingerprint in a folder. Holds no model and no open file, so worker processes can have it.
+
+    Attributes:
+        folder: Where the entries are; other fingerprints have folders of their own beside it.
+        fingerprint: What the features were computed with; every entry carries it and is refused under another one.
+        shape: Of every entry.
+        dtype: torch.float16 or torch.float32. An entry whose values do not fit into float16 is stored as float32.
+    """
+
+    folder: Path
+    fingerprint: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def entry_bytes(self) -> int:
+        """Size of an entry on disk, a header of a few hundred bytes aside."""
+        return int(torch.Size(self.shape).numel() * self.dtype.itemsize)
+
+    def path(self, key: str) -> Path:
+        """The file of an image's features."""
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def read(self, key: str, *, verify: bool = False) -> Tensor:
+        """The features of an image, mapped from the file: nothing is read before it is used.
+
+        Args:
+            key: The image's, see `image_key`.
+            verify: Also compare the checksum, which reads all of the entry.
+
+        Raises:
+            MissingFeaturesError: There is no entry.
+            DamagedFeaturesError: The entry is cut off, altered, or was written with something else.
+        """
+        path = self.path(key)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                features = file.get_tensor(_NAME)
+        except FileNotFoundError:
+            raise MissingFeaturesError(
+                f"No features of this image in {self.folder}. Fill the cache with all images before it is used, "
+                "and check that no image has changed since."
+            ) from None
+        except (SafetensorError, OSError) as error:
+            raise DamagedFeaturesError(f"{path} cannot be read ({error}). {_REFILL}") from error
+        if (metadata.get("fingerprint"), metadata.get("image")) != (self.fingerprint, key):
+            raise DamagedFeaturesError(f"{path} belongs to another model or image. {_REFILL}")
+        if tuple(features.shape) != self.shape or features.dtype not in (self.dtype, torch.float32):
+            raise DamagedFeaturesError(
+                f"{path} holds {features.dtype} {tuple(features.shape)} instead of {self.dtype} {self.shape}. {_REFILL}"
+            )
+        if verify and metadata.get("crc32") != _checksum(features):
+            raise DamagedFeaturesError(f"{path} has changed since it was written: its checksum differs. {_REFILL}")
+        return features
+
+    def write(self, key: str, features: Tensor) -> Tensor:
+        """Stores the features of an image and returns them as stored; the file appears whole or not at all.
+
+        Raises:
+            ValueError: The features have another shape than the store's, or are not finite.
+        """
+        if tuple(features.shape) != self.shape:
+            raise ValueError(f"Features have shape {tuple(features.shape)}, the store's is {self.shape}.")
+        if not bool(features.isfinite().all()):
+            raise ValueError("The image encoder gave features that are not finite; the model's weights are broken.")
+        # In float16 nothing above 65504 has a value: such an entry keeps float32.
+        stored = features.detach().to("cpu", torch.float32)
+        narrow = stored.to(self.dtype)
+        if bool(narrow.isfinite().all()):
+            stored = narrow
+        stored = stored.contiguous()
+        metadata = {"fingerprint": self.fingerprint, "image": key, "crc32": _checksum(stored)}
+        with atomic_path(self.path(key)) as temporary:
+            save_file({_NAME: stored}, temporary, metadata=metadata)
+        return stored
+
+    def size(self) -> tuple[int, int]:
+        """Number of entries and their bytes on disk."""
+        sizes = [path.stat().st_size for path in self.folder.glob("??/[!.]*.safetensors")]
+        return len(sizes), sum(sizes)
+
+    def remove_abandoned(self) -> None:
+        """Deletes temporary files that a killed process left an hour ago or earlier."""
+        for path in self.folder.glob("??/.*.tmp.safetensors"):
+            if time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
+                path.unlink(missing_ok=True)
+
+
+_REFILL = "Fill the cache again: what is damaged is computed anew."
+
+
+def _checksum(tensor: Tensor) -> str:
+    return f"{zlib.crc32(tensor_bytes(tensor).data):08x}"

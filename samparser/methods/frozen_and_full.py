@@ -1,0 +1,56 @@
+"""Methods that add nothing: they choose which of the model's own parameters train."""
+
+from torch import nn
+
+from .registry import method
+from .sam_parts import mask_decoder, neck
+
+
+@method(
+    "zero-shot",
+    summary="nothing is trained: the model as it was released",
+    trains_upstream=False,
+    paper='"Baseline" of Tables 3 and 5',
+)
+def zero_shot(model: nn.Module) -> nn.Module:
+    """The base model, frozen."""
+    return model
+
+
+@method(
+    "decoder",
+    summary="the whole mask decoder",
+    trains_upstream=False,
+    paper='"Baseline†" of Tables 1 to 5',
+)
+def decoder(model: nn.Module) -> nn.Module:
+    """Trains the mask decoder, 4,058,340 parameters in every size of SAM."""
+    mask_decoder(model).requires_grad_(True)
+    return model
+
+
+@method(
+    "full-neck",
+    summary="all weights of the image encoder's neck, and the mask decoder",
+    trains_upstream=False,
+)
+def full_neck(model: nn.Module, decoder: bool = True) -> nn.Module:
+    """Trains the neck's convolutions and norms as they are: what reconstruction by coefficients is to be held against.
+
+    ``decoder``: also train the mask decoder.
+    """
+    neck(model).requires_grad_(True)
+    mask_decoder(model).requires_grad_(decoder)
+    return model
+
+
+@method("full", summary="every weight of the model", trains_upstream=True)
+def full(model: nn.Module) -> nn.Module:
+    """Trains image encoder, prompt encoder and mask decoder.
+
+    The random frequencies of the positional encoding stay as they are: in SAM they are constants, which transformers
+    stores as a parameter.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.endswith("positional_embedding"))
+    return model

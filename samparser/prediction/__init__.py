@@ -1,0 +1,18 @@
+"""Prompts in, masks at original size out, for one image or for files."""
+
+from .files import predict_files
+from .mask_files import SegmentedImage, write_coco, write_label_png
+from .mask_generation import GeneratedMasks, generate_masks
+from .predictor import predict, predict_logits, to_original_size
+
+__all__ = [
+    "GeneratedMasks",
+    "SegmentedImage",
+    "generate_masks",
+    "predict",
+    "predict_files",
+    "predict_logits",
+    "to_original_size",
+    "write_coco",
+    "write_label_png",
+]

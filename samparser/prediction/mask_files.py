@@ -1,0 +1,113 @@
+"""Masks as files: label PNG, overlay PNG, COCO JSON with run-length encoding."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from samparser._extras import require
+from samparser._files import atomic_path, write_text
+
+
+class SegmentedImage(NamedTuple):
+    """The masks of one image as a COCO file lists them.
+
+    Attributes:
+        file_name: As it shall stand in the file.
+        masks: bool (N, H, W).
+        scores: One number per mask, or None.
+        class_ids: One class per mask; None makes all of them class 1.
+    """
+
+    file_name: str
+    masks: np.ndarray
+    scores: Sequence[float] | None = None
+    class_ids: Sequence[int] | None = None
+
+
+def write_image(image: np.ndarray, path: str | Path) -> None:
+    """Writes uint8 RGB (H, W, 3) or grey (H, W), 8 or 16 bits, in the format of the suffix; whole or not at all."""
+    pillow = require("PIL.Image", "Writing images")
+    with atomic_path(path) as temporary:
+        pillow.fromarray(image).save(temporary)
+
+
+def write_label_png(masks: np.ndarray, path: str | Path) -> None:
+    """Writes masks as one grey PNG: 0 is background, mask number i has the value i + 1.
+
+    8 bits for up to 255 masks, 16 bits above. A pixel has one value only: where masks overlap, the smaller one wins.
+    The COCO file keeps overlapping masks apart.
+
+    Args:
+        masks: bool (N, H, W).
+        path: Ends in .png.
+
+    Raises:
+        ValueError: More than 65,535 masks, or another suffix.
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"Label images are PNG, which loses nothing; got {path}.")
+    if len(masks) > 65535:
+        raise ValueError(f"A 16-bit PNG holds 65535 labels; got {len(masks)} masks.")
+    labels = np.zeros(masks.shape[1:], dtype=np.uint8 if len(masks) <= 255 else np.uint16)
+    for number in sorted(range(len(masks)), key=lambda number: -int(np.count_nonzero(masks[number]))):
+        labels[masks[number]] = number + 1
+    write_image(labels, path)
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """A bool mask (H, W) as COCO's compressed run-length encoding: {"size": [H, W], "counts": text}."""
+    encoded = require("pycocotools.mask", "Run-length encoding").encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+
+
+def decode_mask(encoding: Mapping[str, Any]) -> np.ndarray:
+    """The bool mask (H, W) of a compressed run-length encoding."""
+    counts = encoding["counts"]
+    packed = {"size": encoding["size"], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
+    return require("pycocotools.mask", "Run-length encoding").decode(packed).astype(bool)
+
+
+def coco_annotations(images: Iterable[SegmentedImage], classes: Mapping[int, str] | None = None) -> dict[str, Any]:
+    """A COCO data set of masks: one annotation per mask in the order given, empty masks included with area 0.
+
+    Boxes are COCO's (x, y, width, height). Image and annotation ids count from 1.
+
+    Args:
+        images: Consumed one at a time; only the encodings are kept.
+        classes: Names by class id; None means one class, "object", with id 1.
+    """
+    categories = [{"id": key, "name": name} for key, name in (classes or {1: "object"}).items()]
+    content: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
+    for image_id, segmented in enumerate(images, start=1):
+        height, width = segmented.masks.shape[1:]
+        content["images"].append({"id": image_id, "file_name": segmented.file_name, "width": width, "height": height})
+        for number, mask in enumerate(segmented.masks):
+            annotation = {
+                "id": len(content["annotations"]) + 1,
+                "image_id": image_id,
+                "category_id": int(segmented.class_ids[number]) if segmented.class_ids is not None else 1,
+                "bbox": _coco_box(mask),
+                "area": int(np.count_nonzero(mask)),
+                "iscrowd": 0,
+                "segmentation": encode_mask(mask),
+            }
+            if segmented.scores is not None:
+                annotation["score"] = float(segmented.scores[number])
+            content["annotations"].append(annotation)
+    return content
+
+
+def write_coco(path: str | Path, images: Iterable[SegmentedImage], classes: Mapping[int, str] | None = None) -> None:
+    """Writes :func:`coco_annotations` as JSON; whole or not at all."""
+    write_text(path, json.dumps(coco_annotations(images, classes)) + "\n")
+
+
+def _coco_box(mask: np.ndarray) -> list[int]:
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(rows):
+        return [0, 0, 0, 0]
+    x, y = int(columns[0]), int(rows[0])
+    return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]

@@ -1,0 +1,32 @@
+"""Prompts for SAM: boxes and points from masks, their frames, jitter and checks, and batches of them for training."""
+
+from typing import TYPE_CHECKING, Any
+
+from .checks import check_boxes, check_image, check_points
+from .coordinates import inside_point, jitter_boxes, random_points, to_input_frame
+from .settings import PromptSettings
+
+if TYPE_CHECKING:
+    from .prompted_dataset import PromptedDataset, collate
+
+__all__ = [
+    "PromptSettings",
+    "PromptedDataset",
+    "check_boxes",
+    "check_image",
+    "check_points",
+    "collate",
+    "inside_point",
+    "jitter_boxes",
+    "random_points",
+    "to_input_frame",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The data set needs the packages that read images; frames and checks of prompts need numpy only.
+    if name not in ("PromptedDataset", "collate"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
+    from . import prompted_dataset
+
+    return getattr(prompted_dataset, name)

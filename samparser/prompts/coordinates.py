@@ -1,0 +1,156 @@
+"""From masks to prompts: tight boxes, boxes moved at random, points inside.
+
+Coordinates are (x, y), x to the right and y down; boxes are (x0, y0, x1, y1), half-open: the last column is x1 - 1.
+"Original frame" means pixels of the image; "input frame" means pixels of the image resized so that its longer side has
+SAM's input size (1024), which is where `SamModel` wants its prompts. Every function says which frame it works in; those
+that say "any frame" give back the frame they were given.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from samparser._extras import require
+
+
+def tight_boxes(masks: np.ndarray) -> np.ndarray:
+    """The smallest box around each mask, in the masks' own frame.
+
+    Args:
+        masks: bool (N, H, W), none of them empty.
+
+    Returns:
+        float32 (N, 4).
+
+    Raises:
+        ValueError: A mask is empty; the message has its number.
+    """
+    boxes = np.zeros((len(masks), 4), dtype=np.float32)
+    for number, mask in enumerate(masks):
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if len(rows) == 0:
+            raise ValueError(f"Mask {number} of {len(masks)} is empty, so it has no box. Leave empty masks out.")
+        boxes[number] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return boxes
+
+
+def jitter_boxes(
+    boxes: np.ndarray,
+    size: tuple[int, int],
+    low: float,
+    high: float,
+    rng: np.random.Generator,
+    *,
+    direction: Literal["outward", "both"] = "outward",
+    max_fraction: float | None = None,
+) -> np.ndarray:
+    """Moves each side of each box by a distance drawn uniformly from [low, high] pixels, in any frame.
+
+    The result lies inside the image and never loses its order: an inward move stops where, with the opposite side
+    moved just as far, one pixel of the box would be left.
+
+    Args:
+        boxes: (N, 4).
+        size: (height, width) of the frame that the boxes are in.
+        low: Shortest move in pixels of that frame.
+        high: Longest move.
+        rng: Source of the randomness; it is drawn from in the order of the boxes.
+        direction: "outward" makes boxes larger only, as MedSAM does, whose perturbation SAM-PARSER takes over; "both"
+            moves each side outward or inward with equal chance.
+        max_fraction: No side moves further than this part of the box's own width (left, right) or height (top, bottom).
+
+    Returns:
+        float32 (N, 4).
+    """
+    if not 0 <= low <= high:
+        raise ValueError(f"The jitter must be 0 <= low <= high pixels, got low = {low}, high = {high}.")
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    height, width = size
+    extent = np.stack([boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]], axis=1)[:, [0, 1, 0, 1]]
+    move = rng.uniform(low, high, boxes.shape)
+    if direction == "both":
+        inward = rng.random(boxes.shape) < 0.5
+        move = np.where(inward, -np.minimum(move, np.maximum(extent - 1, 0) / 2), move)
+    if max_fraction is not None:
+        move = np.clip(move, -max_fraction * extent, max_fraction * extent)
+    moved = boxes + move * np.array([-1, -1, 1, 1])
+    return np.clip(moved, 0, [width, height, width, height]).astype(np.float32)
+
+
+def resized_size(original_size: tuple[int, int], target: int) -> tuple[int, int]:
+    """(height, width) in the input frame of a SAM of ``target`` pixels, for an image of ``original_size``.
+
+    The rule of transformers' SAM image processors: scale by target / longer side and round half up.
+
+    >>> resized_size((480, 640), 1024)
+    (768, 1024)
+    """
+    height, width = original_size
+    scale = target / max(height, width)
+    return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+def to_input_frame(coordinates: np.ndarray, original_size: tuple[int, int], target: int) -> np.ndarray:
+    """Points (..., 2) or boxes (..., 4) from the original frame to the input frame.
+
+    x and y are scaled by their own ratio of resized to original side, as the resized sides are rounded.
+
+    Args:
+        coordinates: (x, y) or (x0, y0, x1, y1) in the last axis, in the original frame.
+        original_size: (height, width) of the original image.
+        target: Longer side of the input frame, 1024 for the published SAMs.
+
+    Returns:
+        float32, of the same shape.
+
+    >>> to_input_frame(np.array([0, 0, 640, 480]), (480, 640), 1024)
+    array([   0.,    0., 1024.,  768.], dtype=float32)
+    """
+    coordinates = np.asarray(coordinates, dtype=np.float64)
+    if coordinates.shape[-1] not in (2, 4):
+        raise ValueError(f"Expected points (..., 2) or boxes (..., 4), got an array of shape {coordinates.shape}.")
+    height, width = original_size
+    new_height, new_width = resized_size(original_size, target)
+    scale = np.array([new_width / width, new_height / height] * (coordinates.shape[-1] // 2))
+    return (coordinates * scale).astype(np.float32)
+
+
+def inside_point(mask: np.ndarray) -> np.ndarray:
+    """The centre of the pixel of ``mask`` that lies furthest from its border, in the mask's own frame.
+
+    The image's edge counts as border. Of several such pixels it is the first in reading order.
+
+    Args:
+        mask: bool (H, W), not empty.
+
+    Returns:
+        float32 (2,): (x, y).
+    """
+    ndimage = require("scipy.ndimage", "The point inside a mask")
+    if not mask.any():
+        raise ValueError("The mask is empty, so no point is inside it.")
+    distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(int(np.argmax(distance)), mask.shape)
+    return np.array([x + 0.5, y + 0.5], dtype=np.float32)
+
+
+def random_points(mask: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Centres of ``n`` pixels of ``mask`` drawn at random, in the mask's own frame.
+
+    Drawn without replacement while the mask has enough pixels, otherwise with.
+
+    Args:
+        mask: bool (H, W), not empty.
+        n: How many points.
+        rng: Source of the randomness.
+
+    Returns:
+        float32 (n, 2): (x, y).
+    """
+    pixels = np.flatnonzero(mask)
+    if len(pixels) == 0:
+        raise ValueError("The mask is empty, so no point is inside it.")
+    rows, columns = np.unravel_index(rng.choice(pixels, size=n, replace=len(pixels) < n), mask.shape)
+    return np.stack([columns + 0.5, rows + 0.5], axis=1).astype(np.float32)

@@ -1,0 +1,184 @@
+"""Samples as the tensors that SAM trains on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from samparser.data.dataset import SegmentationDataset
+from samparser.data.sample import DataError, Instance, Sample
+
+from .coordinates import inside_point, jitter_boxes, random_points, resized_size, to_input_frame
+from .resize import resize_instance, resize_mask
+from .settings import PromptSettings
+
+
+class PromptedDataset(Dataset[dict[str, Any]]):
+    """A segmentation data set as tensors for `SamModel`. S is the processor's input size, 1024 for the published SAMs.
+
+    Every random choice is a function of (seed, epoch, index) alone, so a resumed run and several processes agree.
+
+    An item is a dict of
+
+    - ``pixel_values``: float32 (3, S, S), resized, normalised and padded by the processor;
+    - ``input_boxes``: float32 (N, 4), (x0, y0, x1, y1) in the input frame; or, for point prompts,
+      ``input_points``: float32 (N, P, 2), (x, y) in the input frame, and ``input_labels``: int64 (N, P), all 1;
+    - ``masks``: bool (N, S, S) in the input frame, False in the padding;
+    - ``pixel_valid``: bool (S, S), False in the padding and where the sample is void;
+    - ``name``: the sample's.
+
+    N is 0 for an image in which no instance is left; `collate` marks it as having none.
+
+    Args:
+        dataset: What to prompt.
+        processor: transformers' SamProcessor, or its image processor.
+        prompts: Kind and size of the prompts.
+        seed: Of the randomness.
+        random_prompts: Train with jitter, random points and a new choice of instances in each epoch. False, for
+            evaluation, gives tight boxes, and the same points and instances each time.
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset | Sequence[Sample],
+        processor: Any,
+        prompts: PromptSettings | None = None,
+        seed: int = 0,
+        random_prompts: bool = True,
+    ) -> None:
+        self.dataset, self.prompts, self.seed, self.random_prompts = (
+            dataset,
+            prompts or PromptSettings(),
+            seed,
+            random_prompts,
+        )
+        self.epoch = 0
+        self._images = getattr(processor, "image_processor", processor)
+        self.input_size = int(self._images.size["longest_edge"])
+        self._warned = False
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draws other prompts from here on. Worker processes see it if they start afterwards."""
+        self.epoch = epoch
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self.dataset[index]
+        rng = np.random.default_rng([self.seed, self.epoch if self.random_prompts else 0, index % len(self)])
+        instances = self._chosen(sample.instances, rng)
+        target = self.input_size
+        new_height, new_width = resized_size(sample.size, target)
+        if min(new_height, new_width) == 0:
+            raise DataError(
+                f"{sample.name} has {sample.size[1]} x {sample.size[0]} px; resized to {target} px, nothing is left of "
+                f"its shorter side. Cut it into pieces or leave it out."
+            )
+        encoded = self._images(sample.image, return_tensors="pt", input_data_format="channels_last")
+        masks = torch.zeros((len(instances), target, target), dtype=torch.bool)
+        for mask, instance in zip(masks, instances, strict=True):
+            resize_instance(instance, sample.size, target, out=mask.numpy())
+        valid = torch.zeros((target, target), dtype=torch.bool)
+        valid[:new_height, :new_width] = True
+        if sample.void is not None:
+            valid[:new_height, :new_width] &= torch.from_numpy(~resize_mask(sample.void, (new_height, new_width)))
+        return {
+            "pixel_values": encoded["pixel_values"][0],
+            **self._prompt(sample, instances, rng),
+            "masks": masks,
+            "pixel_valid": valid,
+            "name": sample.name,
+        }
+
+    def _chosen(self, instances: tuple[Instance, ...], rng: np.random.Generator) -> tuple[Instance, ...]:
+        most = self.prompts.max_instances
+        if not most or len(instances) <= most:
+            return instances
+        return tuple(instances[i] for i in np.sort(rng.choice(len(instances), size=most, replace=False)))
+
+    def _prompt(self, sample: Sample, instances: tuple[Instance, ...], rng: np.random.Generator) -> dict[str, Tensor]:
+        prompts, target = self.prompts, self.input_size
+        if prompts.prompt == "point":
+            points = np.zeros((len(instances), prompts.points, 2), dtype=np.float32)
+            for place, instance in zip(points, instances, strict=True):
+                place[:] = instance.box[:2] + self._points(instance.mask, rng)
+            points = to_input_frame(points, sample.size, target)
+            return {
+                "input_points": torch.from_numpy(points),
+                "input_labels": torch.ones(points.shape[:2], dtype=torch.int64),
+            }
+        boxes = np.array([instance.box for instance in instances], dtype=np.float32).reshape(-1, 4)
+        in_input = prompts.jitter_frame == "input"
+        if in_input:
+            boxes = to_input_frame(boxes, sample.size, target)
+        if self.random_prompts and prompts.jitter_max > 0:
+            self._warn_of_large_jitter(boxes, sample.name)
+            boxes = jitter_boxes(
+                boxes,
+                resized_size(sample.size, target) if in_input else sample.size,
+                prompts.jitter_min,
+                prompts.jitter_max,
+                rng,
+                direction=prompts.jitter_direction,
+                max_fraction=prompts.jitter_max_fraction,
+            )
+        if not in_input:
+            boxes = to_input_frame(boxes, sample.size, target)
+        return {"input_boxes": torch.from_numpy(boxes)}
+
+    def _points(self, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        inside = self.prompts.point_choice == "inside"
+        drawn = random_points(mask, self.prompts.points - inside, rng)
+        return np.concatenate([inside_point(mask)[None], drawn]) if inside else drawn
+
+    def _warn_of_large_jitter(self, boxes: np.ndarray, name: str) -> None:
+        if self._warned or len(boxes) == 0 or self.prompts.jitter_max_fraction is not None:
+            return
+        side = float(np.median(np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])))
+        if side < self.prompts.jitter_max:
+            self._warned = True
+            warnings.warn(
+                f"Box jitter of up to {self.prompts.jitter_max:g} px is large for these objects: the boxes of {name} "
+                f"have a median shorter side of {side:.0f} px, so a moved box says little about its object. Consider "
+                f"jitter_max_fraction=0.1, or a smaller jitter_max.",
+                stacklevel=3,
+            )
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Items of `PromptedDataset` as one batch, filled up to one number of instances; ``instance_valid`` says where.
+
+    Returns:
+        The items' tensors stacked, (B, ...), with N the most instances of any of them but at least 1;
+        ``instance_valid``: bool (B, N); ``names``: list of B strings. A filled-up instance has an empty mask and
+        a prompt that SAM accepts: the whole input as its box, or a foreground point at its origin.
+    """
+    most = max(1, *(len(item["masks"]) for item in items))
+    size = items[0]["masks"].shape[-1]
+    fill = {
+        "masks": torch.zeros((), dtype=torch.bool),
+        "input_boxes": torch.tensor([0.0, 0.0, size, size]),
+        "input_points": torch.zeros(()),
+        "input_labels": torch.ones((), dtype=torch.int64),
+    }
+    batch: dict[str, Any] = {key: torch.stack([item[key] for item in items]) for key in ("pixel_values", "pixel_valid")}
+    for key, value in fill.items():
+        if key in items[0]:
+            first = items[0][key]
+            filled = value.expand(len(items), most, *first.shape[1:]).clone()
+            for row, item in zip(filled, items, strict=True):
+                row[: len(item[key])] = item[key]
+            batch[key] = filled
+    counts = torch.tensor([len(item["masks"]) for item in items])
+    batch["instance_valid"] = torch.arange(most)[None, :] < counts[:, None]
+    batch["names"] = [item["name"] for item in items]
+    return batch

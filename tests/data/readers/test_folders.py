@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+
+from samparser.data import DataError, DataSettings, Skipped, detect_layout, open_dataset
+from tests.data.files import picture, rectangle, save
+
+MASK = rectangle(1, 1, 5, 5) | rectangle(10, 10, 20, 20)
+
+
+def opened(root, split="train", **settings):
+    return open_dataset(DataSettings(data=str(root), **settings), split)
+
+
+def whu(root, splits=("train", "val", "test")):
+    for split in splits:
+        for number in range(2):
+            save(picture(seed=number), root / split / "image" / f"{number}.tif")
+            save(MASK * np.uint8(255) if number else MASK, root / split / "label" / f"{number}.tif")
+    return root
+
+
+def test_whu_has_a_building_in_each_component(tmp_path):
+    dataset = opened(whu(tmp_path), "test")
+    assert (dataset.layout, dataset.classes) == ("whu", {1: "building"})
+    assert dataset.names == ["test/image/0.tif", "test/image/1.tif"]
+    for sample in dataset:  # labels of one bit and of 0 and 255
+        assert [i.box for i in sample.instances] == [(1, 1, 5, 5), (10, 10, 20, 20)]
+
+
+def test_a_tile_without_a_building_is_a_sample_without_instances_until_it_is_scanned(tmp_path):
+    save(np.zeros((24, 32), np.uint8), whu(tmp_path) / "train/label/0.tif")
+    assert [len(sample.instances) for sample in opened(tmp_path)] == [0, 2]
+    scanned = opened(tmp_path, scan=True)
+    assert scanned.names == ["train/image/1.tif"]
+    assert scanned.skipped == [Skipped("train/image/0.tif", "no instance")]
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("images", "masks"),
+        ("train/images", "train/masks"),
+        ("img/train", "gt/train"),
+        ("training/image", "training/mask"),
+    ],
+)
+def test_folders_of_images_and_masks_are_found(tmp_path, images, masks):
+    for number in range(10):
+        save(picture(seed=number), tmp_path / images / f"{number}.jpg")
+        save(MASK, tmp_path / masks / f"{number}.png")
+    assert detect_layout(tmp_path) == "folders"
+    dataset = opened(tmp_path)
+    assert dataset.classes == {1: "object"}
+    assert len(dataset) == (8 if images == "images" else 10)
+    assert dataset.names[0].startswith(images + "/")
+    assert [i.area for i in dataset[0].instances] == [16, 100]
+
+
+def test_masks_may_have_an_ending_and_folders_may_be_nested(tmp_path):
+    save(picture(), tmp_path / "images/day 1/a.png")
+    save(MASK, tmp_path / "masks/day 1/a_mask.png")
+    assert opened(tmp_path, "all").names == ["images/day 1/a.png"]
+
+
+def test_folders_of_any_name_are_given_by_the_settings(tmp_path):
+    for split in ("train", "val"):
+        save(picture(), tmp_path / f"slides/{split}/a.png")
+        save(MASK, tmp_path / f"outlines/{split}/a.png")
+    settings = {"images": "slides/{split}", "masks": "outlines/{split}"}
+    assert opened(tmp_path, "val", **settings).names == ["slides/val/a.png"]
+    assert opened(tmp_path, "all", images="slides/train", masks="outlines/train").names == ["slides/train/a.png"]
+    with pytest.raises(DataError, match="give both settings, images and masks"):
+        opened(tmp_path, layout="folders", images="slides/train")
+
+
+def test_images_without_a_mask_and_masks_without_an_image_are_counted(tmp_path):
+    for name in ("a.png", "b.png", "c.png", "c.jpg"):
+        save(picture(), tmp_path / "images" / name)
+    for name in ("a.png", "c.png", "d.png"):
+        save(MASK, tmp_path / "masks" / name)
+    (tmp_path / "images/.DS_Store").write_text("")
+    dataset = opened(tmp_path, "all")
+    assert dataset.names == ["images/a.png"]
+    assert sorted((skip.where.rpartition("/")[2], skip.why) for skip in dataset.skipped) == [
+        ("b.png", "no mask file"),
+        ("c.jpg", "several image files of one name"),
+        ("c.png", "several image files of one name"),
+        ("d.png", "mask without an image"),
+    ]
+
+
+def test_names_that_do_not_match_are_shown(tmp_path):
+    save(picture(), tmp_path / "images/photo_1.png")
+    save(MASK, tmp_path / "masks/outline_1.png")
+    with pytest.raises(DataError, match=r"Images are named like photo_1\.png, masks like outline_1\.png"):
+        opened(tmp_path)
+
+
+def test_a_mask_of_another_size_than_its_image_is_explained(tmp_path):
+    save(picture(48, 64), tmp_path / "images/a.png")
+    save(MASK, tmp_path / "masks/a.png")
+    with pytest.raises(DataError, match=r"masks/a\.png has 32 x 24 px, but its image a\.png has 64 x 48"):
+        opened(tmp_path, "all")[0]
+
+
+def test_the_class_filter_and_the_smallest_area_work_on_masks(tmp_path):
+    save(picture(), tmp_path / "images/a.png")
+    save(rectangle(1, 1, 5, 5) * np.uint8(3) + rectangle(10, 10, 20, 20) * np.uint8(4), tmp_path / "masks/a.png")
+    names = ["3=road", "4=car"]
+    assert [i.class_id for i in opened(tmp_path, "all", class_names=names)[0].instances] == [3, 4]
+    filtered = opened(tmp_path, "all", class_names=names, classes=["car"])
+    assert (filtered.classes, [i.class_id for i in filtered[0].instances]) == ({4: "car"}, [4])
+    assert [i.class_id for i in opened(tmp_path, "all", class_names=names, min_area=17)[0].instances] == [4]
+    with pytest.raises(DataError, match="no class 'bus'"):
+        opened(tmp_path, "all", class_names=names, classes=["bus"])

@@ -1,0 +1,161 @@
+"""From image and prompt files to mask files."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from samparser.prediction import generate_masks, predict, predict_files
+from samparser.prediction.files import find_images
+
+BOXES = {"a.png": [[2, 3, 30, 28], [0, 0, 40, 30]], "sub/b.jpg": [[5, 5, 20, 20]]}
+
+
+@pytest.fixture
+def images(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "sub/b.jpg", "sub/c.png"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    return tmp_path / "images"
+
+
+def write(path, content):
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_boxes_of_a_file_become_labels_overlays_and_coco_masks(tiny_sam, tiny_processor, images, tmp_path):
+    boxes = write(tmp_path / "boxes.json", BOXES)
+    out = tmp_path / "out"
+    with pytest.warns(UserWarning, match=r"1 of 3 images have no prompts, first sub/c\.png"):
+        written = predict_files(tiny_sam, tiny_processor, [images], out, boxes=boxes, progress=False)
+    assert written == [out / "masks" / "a.png", out / "masks" / "sub" / "b.png"]
+    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    assert files == ["masks.json", "masks/a.png", "masks/sub/b.png", "overlays/a.png", "overlays/sub/b.png"]
+    coco = COCO(out / "masks.json")
+    assert [image["file_name"] for image in coco.loadImgs(coco.getImgIds())] == list(BOXES)
+    image = np.array(Image.open(images / "a.png"))
+    expected = predict(tiny_sam, tiny_processor, image, boxes=BOXES["a.png"])
+    for annotation, mask in zip(coco.loadAnns(coco.getAnnIds(imgIds=[1])), expected, strict=True):
+        assert np.array_equal(coco.annToMask(annotation), mask)
+    labels = np.asarray(Image.open(written[0]))
+    assert np.array_equal(labels > 0, expected.any(axis=0))
+    assert np.asarray(Image.open(out / "overlays" / "a.png")).shape == image.shape
+
+
+def test_points_go_by_file_name_or_path(tiny_sam, tiny_processor, images, tmp_path):
+    points = write(tmp_path / "points.json", {"b.jpg": [[10, 10]], str(images / "a.png"): [[3, 4], [20, 20]]})
+    given = [images / "a.png", images / "sub" / "b.jpg"]
+    predict_files(tiny_sam, tiny_processor, given, tmp_path / "out", points=points, progress=False)
+    content = json.loads((tmp_path / "out" / "masks.json").read_text())
+    assert [annotation["image_id"] for annotation in content["annotations"]] == [1, 1, 2]
+
+
+def test_a_grid_needs_no_prompts_and_gives_scores(tiny_sam, tiny_processor, images, tmp_path, monkeypatch):
+    lenient = {"pred_iou_thresh": 0, "stability_score_thresh": 0, "nms_thresh": 1.0}
+    monkeypatch.setattr(
+        "samparser.prediction.files.generate_masks",
+        lambda *arguments, **options: generate_masks(*arguments, **options, **lenient),
+    )
+    predict_files(tiny_sam, tiny_processor, [images / "a.png"], tmp_path / "out", grid=3, progress=False)
+    content = json.loads((tmp_path / "out" / "masks.json").read_text())
+    assert len(content["annotations"]) > 1
+    scores = [annotation["score"] for annotation in content["annotations"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_an_image_that_does_not_open_is_left_out_with_a_warning(tiny_sam, tiny_processor, images, tmp_path):
+    (images / "a.png").write_bytes(b"not a picture")
+    boxes = write(tmp_path / "boxes.json", BOXES)
+    given = [images]
+    with (
+        pytest.warns(UserWarning, match="1 of 3 images have no prompts"),
+        pytest.warns(UserWarning, match=r"1 of 3 images left out, first: .*a\.png is not an image"),
+    ):
+        written = predict_files(tiny_sam, tiny_processor, given, tmp_path / "out", boxes=boxes, progress=False)
+    assert [path.name for path in written] == ["b.png"]
+
+
+def test_an_image_given_by_name_that_does_not_open_is_refused_before_anything_is_written(
+    tiny_sam, tiny_processor, images, tmp_path
+):
+    (images / "junk.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"junk\.png is not an image"):
+        predict_files(tiny_sam, tiny_processor, [images / "a.png", images / "junk.png"], tmp_path / "out", grid=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_when_no_image_can_be_read_there_is_no_result(tiny_sam, tiny_processor, images, tmp_path):
+    whole = (images / "a.png").read_bytes()
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "a.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"None of the images could be read\. .*a\.png does not open"):
+        predict_files(tiny_sam, tiny_processor, [tmp_path / "cut"], tmp_path / "out", grid=2, progress=False)
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
+def test_a_box_outside_of_the_last_image_leaves_no_mask_of_the_first(tiny_sam, tiny_processor, images, tmp_path):
+    given = [images / "a.png", images / "sub" / "c.png"]
+    boxes = write(tmp_path / "boxes.json", {"a.png": [[1, 2, 30, 28]], "c.png": [[100, 200, 900, 1000]]})
+    with pytest.raises(
+        ValueError, match=r"c\.png: Box 0 of 1.* fit the input of the published SAMs \(longest side 1024"
+    ):
+        predict_files(tiny_sam, tiny_processor, given, tmp_path / "out", boxes=boxes, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_place_of_the_output_folder_or_of_the_prompts_is_named(tiny_sam, tiny_processor, images, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ValueError, match="out is a file; name a folder"):
+        predict_files(tiny_sam, tiny_processor, [images], tmp_path / "out", grid=2)
+    with pytest.raises(FileNotFoundError, match=r"no prompt file .*gone\.json. It must hold"):
+        predict_files(tiny_sam, tiny_processor, [images], tmp_path / "new", boxes=tmp_path / "gone.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"prompts\.json is not JSON .*\{\"image\.png\": \[\[x0, y0, x1, y1\], \.\.\.\]"),
+        ([[1, 2, 3, 4]], r"prompts\.json holds a list; it must hold"),
+        ({"a.png": [1, 2, 3, 4]}, r"'a\.png': expected a list of \[x0, y0, x1, y1\], got \[1, 2, 3, 4\]"),
+        ({"a.png": [[1, 2]]}, r"'a\.png': expected a list of \[x0, y0, x1, y1\], got \[\[1, 2\]\]"),
+        ({"z.png": [[1, 2, 3, 4]]}, r"'z\.png' matches none of the images"),
+        ({"b.jpg": [[1, 2, 3, 4]], "sub/b.jpg": [[1, 2, 3, 4]]}, r"names the image sub/b\.jpg twice"),
+        ({"images": [], "annotations": []}, r"is a COCO annotation file; .* \(x, y, x \+ width, y \+ height\)"),
+        ({"a.png": [[1, 2, 3, 400]]}, r"a\.png: Box 0 of 1, \(1, 2, 3, 400\), is outside the image of 40 x 30"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*have no prompts")
+def test_a_malformed_prompt_file_is_refused_before_masks_are_listed(
+    tiny_sam, tiny_processor, images, tmp_path, content, message
+):
+    prompts = write(tmp_path / "prompts.json", content)
+    with pytest.raises(ValueError, match=message):
+        predict_files(tiny_sam, tiny_processor, [images], tmp_path / "out", boxes=prompts, progress=False)
+    assert not (tmp_path / "out" / "masks.json").exists()
+
+
+def test_exactly_one_kind_of_prompt_is_asked_for(tiny_sam, tiny_processor, images, tmp_path):
+    with pytest.raises(ValueError, match=r"exactly one of boxes, points and grid; given: none"):
+        predict_files(tiny_sam, tiny_processor, [images], tmp_path)
+    with pytest.raises(ValueError, match=r"given: boxes, grid"):
+        predict_files(tiny_sam, tiny_processor, [images], tmp_path, boxes="x.json", grid=3)
+
+
+def test_images_are_found_below_folders_and_clashes_refused(images, tmp_path):
+    assert list(find_images([images])) == ["a.png", "sub/b.jpg", "sub/c.png"]
+    assert list(find_images([images, images / "a.png"])) == ["a.png", "sub/b.jpg", "sub/c.png"]
+    assert list(find_images([images], images / "sub")) == ["a.png"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"There is no image \(.*\.png.*empty"):
+        find_images([tmp_path / "empty"])
+    with pytest.raises(FileNotFoundError, match=r"no image or folder .*nowhere"):
+        find_images([tmp_path / "nowhere"])
+    (images / "a.jpg").write_bytes((images / "sub" / "b.jpg").read_bytes())
+    with pytest.raises(ValueError, match=r"a\.jpg and .*a\.png would both be written to a\.png"):
+        find_images([images])

@@ -1,0 +1,161 @@
+"""Masks written to files come back as they were; a failure leaves nothing half-written."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+from pycocotools.coco import COCO
+
+from samparser._extras import require
+from samparser._files import atomic_path, write_text
+from samparser.drawing import overlay
+from samparser.drawing.overlays import border
+from samparser.prediction import SegmentedImage, write_coco, write_label_png
+from samparser.prediction.mask_files import decode_mask, encode_mask, write_image
+
+
+def squares(count, size=(64, 64)):
+    masks = np.zeros((count, *size), dtype=bool)
+    for number, mask in enumerate(masks):
+        mask.reshape(-1)[number] = True
+    return masks
+
+
+@pytest.mark.parametrize(("count", "kind"), [(255, np.uint8), (256, np.uint16), (0, np.uint8)])
+def test_labels_count_from_one_in_as_many_bits_as_they_need(tmp_path, count, kind):
+    masks = squares(count)
+    write_label_png(masks, tmp_path / "labels.png")
+    labels = np.asarray(Image.open(tmp_path / "labels.png"))
+    assert labels.dtype == kind
+    assert labels.max() == count
+    assert all(np.array_equal(labels == number + 1, masks[number]) for number in range(count))
+
+
+def test_where_masks_overlap_the_smaller_one_is_on_top(tmp_path):
+    masks = np.zeros((2, 4, 4), dtype=bool)
+    masks[0, 1, 1] = True
+    masks[1] = True
+    write_label_png(masks, tmp_path / "labels.png")
+    labels = np.asarray(Image.open(tmp_path / "labels.png"))
+    assert labels[1, 1] == 1
+    assert (labels == 2).sum() == 15
+
+
+def test_labels_are_refused_in_a_format_that_loses_them(tmp_path):
+    with pytest.raises(ValueError, match=r"got .*labels\.jpg"):
+        write_label_png(squares(1), tmp_path / "labels.jpg")
+    with pytest.raises(ValueError, match=r"holds 65535 labels; got 65536 masks"):
+        write_label_png(np.zeros((65536, 1, 1), dtype=bool), tmp_path / "labels.png")
+
+
+@settings(max_examples=50)
+@given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
+def test_run_length_encoding_gives_the_mask_back(mask):
+    assert np.array_equal(decode_mask(json.loads(json.dumps(encode_mask(mask)))), mask)
+
+
+def test_the_coco_file_is_read_by_pycocotools_with_masks_boxes_and_areas(tmp_path):
+    rng = np.random.default_rng(0)
+    first, second = rng.random((3, 10, 12)) > 0.5, np.zeros((1, 5, 6), dtype=bool)
+    images = [SegmentedImage("a.png", first, [0.5, 0.25, 1.0], [1, 2, 1]), SegmentedImage("b.png", second)]
+    write_coco(tmp_path / "masks.json", iter(images), {1: "car", 2: "ship"})
+    coco = COCO(tmp_path / "masks.json")
+    assert [image["file_name"] for image in coco.loadImgs(coco.getImgIds())] == ["a.png", "b.png"]
+    annotations = coco.loadAnns(coco.getAnnIds(imgIds=[1]))
+    for annotation, mask in zip(annotations, first, strict=True):
+        assert np.array_equal(coco.annToMask(annotation), mask)
+        assert annotation["area"] == mask.sum()
+        x, y, width, height = annotation["bbox"]
+        assert mask[y : y + height, x : x + width].sum() == mask.sum()
+    assert [annotation["score"] for annotation in annotations] == [0.5, 0.25, 1.0]
+    assert [annotation["category_id"] for annotation in annotations] == [1, 2, 1]
+    (empty,) = coco.loadAnns(coco.getAnnIds(imgIds=[2]))
+    assert (empty["area"], empty["bbox"], empty["id"]) == (0, [0, 0, 0, 0], 4)
+    assert "score" not in empty
+
+
+def test_a_mask_keeps_its_colour_and_the_rest_of_the_image_is_untouched():
+    image = np.random.default_rng(0).integers(0, 256, (12, 14, 3), dtype=np.uint8)
+    masks = np.zeros((2, 12, 14), dtype=bool)
+    masks[0, 2:7, 2:7], masks[1, 8:11, 8:12] = True, True
+    both, alone = overlay(image, masks), overlay(image, masks[:1])
+    outside = ~masks.any(axis=0)
+    assert np.array_equal(both[outside], image[outside])
+    assert np.array_equal(both[masks[0]], alone[masks[0]])
+    assert (both[border(masks[0])] == both[2, 2]).all()
+    assert not np.array_equal(both[2, 2], both[8, 8])
+    assert not np.array_equal(image, both)
+    assert np.array_equal(overlay(image, masks[:0]), image)
+
+
+def test_the_border_of_a_mask_is_its_pixels_beside_the_outside():
+    mask = np.zeros((6, 6), dtype=bool)
+    mask[1:5, 2:6] = True
+    expected = mask.copy()
+    expected[2:4, 3:6] = False  # the right side runs along the image's edge, where there is no outside
+    assert np.array_equal(border(mask), expected)
+    assert np.array_equal(border(mask, 2), mask)
+    solid = np.pad(np.ones((9, 9), dtype=bool), 1)
+    assert (solid & ~border(solid, 3)).sum() == 9
+
+
+@pytest.mark.parametrize("ground", [0, 255])
+def test_an_outline_stands_out_from_dark_and_bright_ground(ground):
+    image = np.full((8, 8, 3), ground, dtype=np.uint8)
+    mask = np.zeros((1, 8, 8), dtype=bool)
+    mask[0, 2:6, 2:6] = True
+    assert (overlay(image, mask[:0], outlines=mask)[2, 2] == 255 - ground).all()
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    with atomic_path(path) as temporary:
+        temporary.write_text("old")
+
+    def fail():
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("disk")
+
+    with pytest.raises(RuntimeError, match="disk"):
+        fail()
+    assert path.read_text() == "old"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_whoever_reads_the_old_file_reads_it_to_its_end(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with atomic_path(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    with path.open() as reader:
+        write_text(path, "newer")
+        assert reader.read() == "new"
+    assert path.read_text() == "newer"
+
+
+def test_an_image_of_unwritable_format_leaves_nothing_behind(tmp_path):
+    with pytest.raises(ValueError, match="unknown file extension"):
+        write_image(np.zeros((2, 2), np.uint8), tmp_path / "x.nothing")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(monkeypatch):
+    with pytest.raises(ImportError, match=r'Drawing needs no_such_package.*pip install "samparser\[medical\]"'):
+        require("no_such_package.part", "Drawing", "medical")
+    monkeypatch.setitem(__import__("sys").modules, "pycocotools", None)
+    monkeypatch.setitem(__import__("sys").modules, "pycocotools.mask", None)
+    with pytest.raises(ImportError, match=r'needs pycocotools.*pip install "samparser\[train\]"'):
+        encode_mask(np.zeros((2, 2), dtype=bool))
+
+
+def test_a_broken_installed_package_is_not_called_missing(tmp_path, monkeypatch):
+    (tmp_path / "broken_package.py").write_text("import another_missing_package")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'another_missing_package'"):
+        require("broken_package", "Testing")
