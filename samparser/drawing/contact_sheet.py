@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from samparser._files import atomic_path
+from samparser._files import replacing
 from samparser.data.sample import Sample
 from samparser.prompts.coordinates import resized_size, to_input_frame
 from samparser.prompts.resize import resize_instance
@@ -88,7 +88,7 @@ def save_sheet(cells: Sequence[Image.Image], title: str, path: str | Path) -> Pa
     for number, cell in enumerate(cells):
         sheet.paste(cell, (_GAP + number % columns * step[0], top + number // columns * step[1]))
     path = Path(path)
-    with atomic_path(path) as temporary:
+    with replacing(path) as temporary:
         sheet.save(temporary)
     return path
 

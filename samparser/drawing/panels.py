@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from samparser._extras import require
-from samparser._files import atomic_path
+from samparser._files import replacing
 from samparser.scoring.table import ScoreTable
 
 from .overlays import overlay
@@ -90,7 +90,7 @@ def draw_panels(rows: Sequence[Panel], path: str | Path, *, zoom: bool = True) -
         axis[0].set_ylabel(row.title, fontsize=11 if len(row.title) < 24 else 8)
     legend = "an object has the same colour in all panels; thin outline on a prediction: its ground truth"
     figure.supxlabel(legend, fontsize=9, color="#444444")
-    with atomic_path(path) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary)
     return Path(path)
 

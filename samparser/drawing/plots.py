@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from samparser._extras import require
-from samparser._files import atomic_path
+from samparser._files import replacing
 
 from .palette import BLACK, BLUE, LINE_COLOURS, LINE_DASHES, VERMILION
 from .panels import Panel, best_median_worst, draw_panels, side_by_side
@@ -193,6 +193,6 @@ def _plain(axis: Any) -> None:
 
 
 def _save(figure: Any, path: str | Path) -> Path:
-    with atomic_path(path) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary)
     return Path(path)

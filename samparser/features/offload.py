@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from samparser._files import atomic_path
+from samparser._files import replacing
 
 
 class FeatureInput(nn.Module):
@@ -55,7 +55,7 @@ class EncoderAside:
         self._neck = encoder.neck
         self._tensors = dict(_tensors(self._parts, self._position))
         if not _holds(weights, self._tensors):
-            with atomic_path(weights) as temporary:
+            with replacing(weights) as temporary:
                 save_file({name: t.detach().cpu().contiguous() for name, t in self._tensors.items()}, temporary)
         dtype = next(iter(self._tensors.values())).dtype
         for tensor in self._tensors.values():

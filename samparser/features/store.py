@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from samparser._files import atomic_path
+from samparser._files import replacing
 
 from .keys import tensor_bytes
 
@@ -101,7 +101,7 @@ class FeatureStore:
             stored = narrow
         stored = stored.contiguous()
         metadata = {"fingerprint": self.fingerprint, "image": key, "crc32": _checksum(stored)}
-        with atomic_path(self.path(key)) as temporary:
+        with replacing(self.path(key)) as temporary:
             save_file({_NAME: stored}, temporary, metadata=metadata)
         return stored
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from samparser._extras import require
-from samparser._files import atomic_path, write_text
+from samparser._files import replacing, write_text
 
 
 class SegmentedImage(NamedTuple):
@@ -30,7 +30,7 @@ class SegmentedImage(NamedTuple):
 def write_image(image: np.ndarray, path: str | Path) -> None:
     """Writes uint8 RGB (H, W, 3) or grey (H, W), 8 or 16 bits, in the format of the suffix; whole or not at all."""
     pillow = require("PIL.Image", "Writing images")
-    with atomic_path(path) as temporary:
+    with replacing(path) as temporary:
         pillow.fromarray(image).save(temporary)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from samparser._extras import require
-from samparser._files import atomic_path, write_text
+from samparser._files import replacing, write_text
 from samparser.drawing import overlay
 from samparser.drawing.overlays import border
 from samparser.prediction import SegmentedImage, write_coco, write_label_png
@@ -113,11 +113,11 @@ def test_an_outline_stands_out_from_dark_and_bright_ground(ground):
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "new" / "file.txt"
-    with atomic_path(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text("old")
 
     def fail():
-        with atomic_path(path) as temporary:
+        with replacing(path) as temporary:
             temporary.write_text("half")
             raise RuntimeError("disk")
 
@@ -130,7 +130,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_whoever_reads_the_old_file_reads_it_to_its_end(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with atomic_path(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text("new")
         assert path.read_text() == "old"
     with path.open() as reader:

@@ -3,7 +3,7 @@ import stat
 
 import pytest
 
-from samparser.tuner.atomic import replacing
+from samparser._files import replacing, replacing_folder
 
 
 def test_the_file_is_replaced_when_the_block_ends(tmp_path):
@@ -42,3 +42,31 @@ def test_permissions_are_those_of_the_old_file_or_of_any_new_one(tmp_path):
     with replacing(path) as temporary:
         temporary.write_text("new")
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_a_file_planted_where_temporary_files_go_is_never_written_through(tmp_path, monkeypatch):
+    monkeypatch.setattr("samparser._files.uuid.uuid4", lambda: type("Known", (), {"hex": "0"}))
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / ".card.0.tmp.md").symlink_to(victim)
+    with pytest.raises(FileExistsError), replacing(tmp_path / "card.md") as temporary:
+        temporary.write_text("new")
+    assert victim.read_text() == "mine"
+
+
+def test_a_folder_appears_whole_or_not_at_all_and_replaces_nothing(tmp_path):
+    with replacing_folder(tmp_path / "out") as temporary:
+        (temporary / "a").write_text("1")
+        assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "a"]
+    with pytest.raises(FileExistsError, match="is there already"), replacing_folder(tmp_path / "out"):
+        pass
+
+    def fail_half_way():
+        with replacing_folder(tmp_path / "other") as temporary:
+            (temporary / "a").write_text("1")
+            raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        fail_half_way()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
