@@ -1,4 +1,4 @@
-"""Validation of prompts: boxes and points in pixels of the original image, with a guess of the frame where they are not."""
+"""Validation of prompts: boxes and points in pixels of the original image, or a guess of the frame they are in."""
 
 from __future__ import annotations
 

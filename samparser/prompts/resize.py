@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return a bool mask (H, W) at `size` = (height, width): True where an antialiased bilinear resize is half or more."""
+    """Return a mask (H, W) at `size` = (height, width): True where an antialiased bilinear resize is at least half."""
     height, width = size
     return _coverage(mask, (width, height), (0.0, 0.0, float(mask.shape[1]), float(mask.shape[0]))) >= 128
 
