@@ -37,7 +37,7 @@ def segmentation_loss(
     alpha: float | None = 0.25,
     dice_smooth: float = 1.0,
 ) -> LossTerms:
-    r"""Return the loss of SAM-PARSER (Eq. 5), meant over the pixels of an instance, then over the instances of the batch.
+    r"""Return the loss of SAM-PARSER (Eq. 5), a mean over the pixels of an instance, then over the instances.
 
     With `s = sigmoid(logit)`, target `t` and the sums running over the valid pixels of one instance:
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def prompts_for(sample: Sample, index: int, settings: EvalSettings) -> dict[str, np.ndarray]:
+def prompts_for(sample: Sample, index: int, settings: EvalSettings) -> dict[str, Any]:
     """Return the prompts of an image, which depend on the settings, their seed and the image's index only.
 
     Returns:
