@@ -130,6 +130,16 @@ def test_a_run_trained_with_points_is_scored_with_points(tiny_processor, toy_set
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["evaluation"]["eval_prompt"] == "point"
 
 
+def test_the_command_scores_with_points_where_they_are_asked_for(tiny_sam_folder, toy_sets, tmp_path, capsys):
+    words = ["evaluate", str(tiny_sam_folder), "--data", str(toy_sets[1].root), "--output", str(tmp_path / "scores")]
+    assert main([*words, "--eval_prompt", "point", "--limit_images", "1"]) == 0
+    sentence = "For each instance 1 point: the one furthest from the mask's border."
+    assert f"prompt: {sentence}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "scores" / "scores.json").read_text())["definitions"]["prompt"] == sentence
+    assert main([*words, "--eval_points", "3"]) == 2
+    assert "Give eval_prompt point" in capsys.readouterr().err
+
+
 def test_ct_volumes_are_scored_by_the_dice_of_whole_organs(tiny_sam_folder, tiny_processor, tmp_path, capsys):
     pytest.importorskip("nibabel", reason="the medical extra is not installed")
     data = flare(tmp_path / "ct", cases=("0001", "0002"))
