@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 def absorbing_is_cheaper(queries: int, keys: int, hidden: int, internal: int, heads: int) -> bool:
-    """Return whether attention takes fewer multiply-adds with the longer side's projections absorbed into the shorter one.
+    """Return whether attention takes fewer products with the longer side's projections absorbed into the shorter one.
 
     With T tokens, L places, C hidden and I internal channels and h heads, the usual way takes `2 T I C + 2 L I C +
     2 T L I`, the other one `4 T I C + 2 L h T C`.
@@ -58,7 +58,7 @@ def is_plain_attention(module: Any) -> bool:
 
 @cache
 def absorbed_attention_class() -> type[nn.Module]:
-    """Make SamAttention's subclass that absorbs where that is cheaper: when first asked for, since transformers imports slowly."""
+    """Return SamAttention with absorbing; made when first asked for, since transformers imports slowly."""
     from transformers.models.sam.modeling_sam import SamAttention
 
     class AbsorbedAttention(SamAttention):
@@ -91,7 +91,7 @@ def absorbed_attention_class() -> type[nn.Module]:
             return output.unflatten(0, query.shape[:2]), weights.mT
 
         def _scores(self, projected: Tensor, absorbed: nn.Linear, places: Tensor) -> Tensor:
-            """Return scores (b * n, h, T, L) of projected tokens (b, n, T, I) with places (b, n, L, C) before `absorbed`."""
+            """Score projected tokens (b, n, T, I) with places (b, n, L, C) before `absorbed`: (b * n, h, T, L)."""
             tokens = self._separate_heads(projected, self.num_attention_heads) * self.scaling
             directions = tokens @ self._by_head(absorbed.weight)
             shift = tokens @ absorbed.bias.view(self.num_attention_heads, -1, 1)

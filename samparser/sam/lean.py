@@ -50,7 +50,7 @@ def _lean_classes(model: nn.Module) -> list[tuple[Any, type[nn.Module]]]:
 
 
 def _may_change(whole: nn.Module, parts: Iterable[nn.Module]) -> bool:
-    """Return whether nothing but their own classes is at work in the parts; hooks on the whole see what they always see.
+    """Return whether only their own classes are at work in the parts; hooks on the whole see what they always see.
 
     Hooks on a part would miss projections that are absorbed and see blocks out of order; accelerate, which loads
     offloaded weights in this way, even replaces an instance's `forward`.

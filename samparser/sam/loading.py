@@ -151,7 +151,7 @@ def _load_processor(source: str, local: bool, model: SamModel) -> SamProcessor:
 
 
 def default_processor(model: nn.Module) -> SamProcessor:
-    """Return SAM's processor (longest side to the input size, ImageNet normalisation, zero padding) for a model's size."""
+    """Return SAM's processor for a model's size: longest side to it, ImageNet normalisation, zero padding."""
     config: Any = plain_model(model).config
     size = config.vision_config.image_size
     mask = 4 * size // config.vision_config.patch_size

@@ -82,7 +82,7 @@ class _ChannelsLastGradient(torch.autograd.Function):
 
 @cache
 def _decoder_class() -> type[nn.Module]:
-    """Make SamMaskDecoder's subclass that puts its masks in order: when first asked for, since transformers imports slowly."""
+    """Return SamMaskDecoder with masks put in order; made when first asked for, since transformers imports slowly."""
     from transformers.models.sam.modeling_sam import SamMaskDecoder
 
     class BlockMaskDecoder(SamMaskDecoder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,10 +70,16 @@ def changes_in_neck(model: nn.Module) -> EncoderChanges:
     return _encoder_changes(model, in_neck=True)
 
 
-def _encoder_changes(model: nn.Module, *, in_neck: bool) -> EncoderChanges:
+def adapter_modules(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield name and module of every layer of PEFT within a module: adapters, and copies of `modules_to_save`."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    return ((name, inner) for name, inner in module.named_modules() if isinstance(inner, kinds))
+
+
+def _encoder_changes(model: nn.Module, *, in_neck: bool) -> EncoderChanges:
     encoder: Any = plain_model(model)
     encoder = encoder.vision_encoder
 
@@ -80,8 +87,7 @@ def _encoder_changes(model: nn.Module, *, in_neck: bool) -> EncoderChanges:
         return (name.split(".")[0] == "neck") == in_neck
 
     trained = (name for name, parameter in encoder.named_parameters() if parameter.requires_grad and chosen(name))
-    adapters = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-    adapted = (name for name, module in encoder.named_modules() if isinstance(module, adapters) and chosen(name))
+    adapted = (name for name, _ in adapter_modules(encoder) if chosen(name))
     return EncoderChanges(
         tuple(f"vision_encoder.{name}" for name in trained), tuple(f"vision_encoder.{name}" for name in adapted)
     )
