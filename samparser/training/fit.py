@@ -18,7 +18,7 @@ from samparser._memory import TRAINING, advising
 from samparser.data.flips import RandomlyFlipped
 from samparser.prompts import PromptedDataset, PromptSettings, collate
 from samparser.sam.lean import lean_decoder
-from samparser.sam.presets import neck_targets
+from samparser.sam.wrapped import changes_before_neck
 from samparser.scoring.table import ScoreTable
 
 from .before import ScoreBefore, scores_before
@@ -53,15 +53,6 @@ class TrainResult:
     before: ScoreTable | None = None
 
 
-def _upstream_trains(model: nn.Module) -> bool:
-    """Whether anything in the image encoder before its neck is trained."""
-    neck = tuple(neck_targets(model))
-    return any(
-        "vision_encoder" in name and not any(f"{target}." in name for target in neck) and ".neck." not in name
-        for name, _ in trained_parameters(model)
-    )
-
-
 def _check(model: nn.Module, train_set: "Sequence[Sample]", settings: TrainSettings, eval_set: Any) -> None:
     if not any(True for _ in trained_parameters(model)):
         raise ValueError(
@@ -83,7 +74,7 @@ def _check(model: nn.Module, train_set: "Sequence[Sample]", settings: TrainSetti
         if not settings.allow_shared:
             raise ValueError(problem)
         warnings.warn(problem, stacklevel=3)
-    if settings.gradient_checkpointing and not _upstream_trains(model):
+    if settings.gradient_checkpointing and not changes_before_neck(model).trained:
         raise ValueError(
             "gradient_checkpointing saves nothing here: no layer before the neck is trained, so none of them keeps "
             "activations; it would only make every step slower. Leave it out."

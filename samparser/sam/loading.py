@@ -1,124 +1,32 @@
-"""The SAM families of transformers: where their neck is, and how to load a checkpoint with clear errors."""
+"""Loading a SAM checkpoint and its processor, with errors that say what lies there instead."""
+
+from __future__ import annotations
 
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from samparser._words import shortened
+
+from .families import FAMILIES
+from .wrapped import image_processor, plain_model
+
 if TYPE_CHECKING:
     from transformers import SamModel, SamProcessor
 
 
-@dataclass(frozen=True)
-class Family:
-    """One architecture of the SAM line, as transformers names it.
-
-    Attributes:
-        model_type: ``config.model_type`` of its checkpoints.
-        model_classes: Names of the transformers classes that hold the encoder.
-        neck: Regular expression that a neck convolution's full name must match as a whole.
-        coefficients: Trained numbers of the neck per published size: one per singular value, min(out, in * kh * kw)
-            of each convolution. For reading and testing; :func:`count_coefficients` counts a model at hand, and pruned
-            ones such as SlimSAM have fewer.
-    """
-
-    model_type: str
-    model_classes: tuple[str, ...]
-    neck: str
-    coefficients: Mapping[str, int] = field(default_factory=dict)
-
-
-_SAM2_SIZES = {"tiny": 800, "small": 800, "base-plus": 848, "large": 912}
-_NECK_1 = r"vision_encoder\.neck\.conv[12]"
-_NECK_2 = r"vision_encoder\.neck\.convs\.\d+"
-_NECK_3 = r"vision_encoder\.neck\.fpn_layers\.\d+\.proj[12]"
-
-FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (
-        Family("sam", ("SamModel",), _NECK_1, {"base": 512, "large": 512, "huge": 512}),
-        Family("sam_hq", ("SamHQModel",), _NECK_1, {"base": 512, "large": 512, "huge": 512}),
-        Family("sam2", ("Sam2Model",), _NECK_2, _SAM2_SIZES),
-        Family("sam2_video", ("Sam2VideoModel",), _NECK_2, _SAM2_SIZES),
-        Family("edgetam", ("EdgeTamModel",), _NECK_2),
-        Family("edgetam_video", ("EdgeTamVideoModel",), _NECK_2, {"default": 800}),
-        Family("sam3", ("Sam3Model",), _NECK_3, {"default": 2048}),
-        Family("sam3_tracker", ("Sam3TrackerModel",), _NECK_3, {"default": 2048}),
-        Family("sam3_tracker_video", ("Sam3TrackerVideoModel",), _NECK_3, {"default": 2048}),
-    )
-}
-
-
-def neck_targets(model: nn.Module) -> list[str]:
-    """Full names of the convolutions of the image encoder's neck, for ``target_modules``.
-
-    The neck is the few convolutions between the encoder's transformer and the decoder: what SAM-PARSER tunes. Names
-    are those of the plain model, also when ``model`` is a PeftModel or already carries adapters.
+def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> tuple[SamModel, SamProcessor]:
+    """Load a SAM checkpoint and its processor.
 
     Args:
-        model: A model of one of :data:`FAMILIES`, or a PeftModel around it.
-
-    Raises:
-        ValueError: The model is of no known family, or has no such convolutions.
-
-    Example:
-        >>> from transformers import SamConfig, SamModel
-        >>> with torch.device("meta"):
-        ...     model = SamModel(SamConfig())
-        >>> neck_targets(model)
-        ['vision_encoder.neck.conv1', 'vision_encoder.neck.conv2']
-        >>> count_coefficients(model)
-        512
-    """
-    return list(_neck_modules(model))
-
-
-def count_coefficients(model: nn.Module) -> int:
-    """Number of singular values in the neck of a model: what tuning its coefficients trains."""
-    modules = _neck_modules(model).values()
-    return sum(min(module.weight.shape[0], module.weight[0].numel()) for module in modules)
-
-
-def _neck_modules(model: nn.Module) -> dict[str, nn.Conv2d]:
-    model = plain_model(model)
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    family = FAMILIES.get(str(model_type))
-    if family is None:
-        raise ValueError(
-            f"{type(model).__name__} (model type {model_type!r}) has no known neck; known are {', '.join(FAMILIES)}. "
-            "Name the modules to tune in target_modules yourself."
-        )
-    modules = {
-        re.sub(r"\.base_layer$", "", name): module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d) and re.fullmatch(family.neck + r"(\.base_layer)?", name)
-    }
-    if not modules:
-        raise ValueError(
-            f"{type(model).__name__} has no convolution whose name matches {family.neck!r}. Its neck was replaced or "
-            "renamed: name the modules to tune in target_modules yourself."
-        )
-    return modules
-
-
-def plain_model(model: nn.Module) -> nn.Module:
-    """The transformers model inside a PeftModel, adapters included; any other model as it is."""
-    inner = getattr(model, "get_base_model", None)
-    return inner() if callable(inner) else model
-
-
-def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> "tuple[SamModel, SamProcessor]":
-    """Loads a SAM checkpoint and its processor.
-
-    Args:
-        name_or_path: A local folder, or a name on the Hugging Face hub such as ``"facebook/sam-vit-base"``. Names that
+        name_or_path: A local folder, or a name on the Hugging Face hub such as "facebook/sam-vit-base". Names that
             exist as a folder are read from there.
         dtype: Floating-point type of the weights; None keeps that of the checkpoint.
 
@@ -164,14 +72,14 @@ def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> "
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"{source} is incomplete: {len(missing)} tensors of SamModel are not in it, first "
-            f"{', '.join(missing[:3])}. They would start random and ruin every mask."
+            f"{shortened(missing, 3)}. They would start random and ruin every mask."
         )
     return model.eval(), _load_processor(source, local, model)
 
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Keeps back transformers' loading report (missing tensors are raised in words) and its note on torchvision."""
+    """Hold back transformers' loading report (missing tensors are raised in words) and its note on torchvision."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -204,7 +112,7 @@ def _check_source(source: str, folder: Path) -> None:
             f"{source} is a PEFT adapter, not a model. Load its base model first, load_sam({base!r}), then put the "
             f"adapter on it: PeftModel.from_pretrained(model, {source!r}), after import samparser."
         )
-    content = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+    content = shortened(sorted(entry.name for entry in folder.iterdir()), 8)
     raise ValueError(f"{source} is not a model folder: it has no config.json. It holds {content}.")
 
 
@@ -221,7 +129,7 @@ def _load_error(source: str, local: bool, error: Exception) -> OSError:
     )
 
 
-def _load_processor(source: str, local: bool, model: "SamModel") -> "SamProcessor":
+def _load_processor(source: str, local: bool, model: SamModel) -> SamProcessor:
     from transformers import SamProcessor
 
     size = model.config.vision_config.image_size
@@ -242,8 +150,8 @@ def _load_processor(source: str, local: bool, model: "SamModel") -> "SamProcesso
     return processor
 
 
-def default_processor(model: nn.Module) -> "SamProcessor":
-    """SAM's processor (longest side to the input size, ImageNet normalisation, zero padding) for a model's size."""
+def default_processor(model: nn.Module) -> SamProcessor:
+    """Return SAM's processor for a model's size: longest side to it, ImageNet normalisation, zero padding."""
     config: Any = plain_model(model).config
     size = config.vision_config.image_size
     mask = 4 * size // config.vision_config.patch_size
@@ -261,14 +169,14 @@ def default_processor(model: nn.Module) -> "SamProcessor":
 
 
 def check_processor(model: nn.Module, processor: Any) -> None:
-    """Makes sure that a processor makes images of the size that the model takes.
+    """Make sure that a processor makes images of the size that the model takes.
 
     Raises:
         ValueError: The sizes differ.
     """
     config: Any = plain_model(model).config
     expected = config.vision_config.image_size
-    images = getattr(processor, "image_processor", processor)
+    images = image_processor(processor)
     longest, pad = images.size["longest_edge"], images.pad_size
     if (longest, pad["height"], pad["width"]) != (expected, expected, expected):
         raise ValueError(
