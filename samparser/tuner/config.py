@@ -12,7 +12,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType
 
 from .adapter_file import AdapterSource
 from .card import write_card
-from .forms import Form
+from .functional import Form
 
 FORMAT_VERSION = 1
 """The version of the adapter format that this release writes, and the newest it reads."""

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from samparser.tuner.atomic import replacing
+from samparser._files import replacing
 from samparser.tuner.factors import Factors, factorize, storage_dtype
 from samparser.tuner.fingerprint import value_hash
 from samparser.tuner.shapes import Float

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .base_record import as_factored, make_record, match_base, report
 from .bases import bases_of
 from .factors import coefficient_groups
 from .fingerprint import value_hash
-from .record import as_factored, make_record, match_base, report
 
 if TYPE_CHECKING:
     from .layer import SVDCoefficientLayer

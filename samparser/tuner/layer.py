@@ -10,15 +10,15 @@ import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
-from . import forms
-from .adapters import AdapterLayer
+from . import functional as forms
+from .adapter_layer import AdapterLayer
 from .bases import Bases
 from .bases_fit import BasesFit
 from .factored import is_pointwise
-from .forms import Form, Term
-from .kept import KeptWeight
+from .functional import Form, Term
 from .late import after_loading, give_values
 from .offload import without_values
+from .weight_cache import KeptWeight
 
 BASE = "__base__"
 """In a mixed batch, the adapter name that stands for the base model."""

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .adapter_file import check_adapter_file, check_tensors
-from .combine import check_sum, config_of_sum, fill_sum
+from .base_record import Match, match_base, report
 from .config import SVDCoefficientConfig
 from .factors import free_coefficients
 from .layer import BASE, Conv2d, Linear, SVDCoefficientLayer
 from .offload import refuse_offloaded
-from .record import Match, match_base, report
 from .registration import PREFIX
 from .supported import unsupported_reason
 from .targets import resolve_targets
+from .weighted_adapter import check_sum, config_of_sum, fill_sum
 
 
 class SVDCoefficientModel(BaseTuner):

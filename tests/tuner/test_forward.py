@@ -13,7 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from samparser import SVDCoefficientConfig
-from samparser.tuner import forms
+from samparser.tuner import functional
 from tests.reference import tuner as reference
 from tests.tuner.models import INPUTS, TARGETS, batch, make, move, output, train
 from tests.tuner.strategies import LAYERS, adapted, input_for, wrap
@@ -149,8 +149,8 @@ def test_autocast_on_the_gpu_trains_coefficients_in_float32(kind, dtype):
 
 def test_in_evaluation_the_weight_is_formed_once_per_version_of_the_coefficients(monkeypatch):
     formed = []
-    original = forms.rebuilt_weight
-    monkeypatch.setattr(forms, "rebuilt_weight", lambda *a, **k: formed.append(1) or original(*a, **k))
+    original = functional.rebuilt_weight
+    monkeypatch.setattr(functional, "rebuilt_weight", lambda *a, **k: formed.append(1) or original(*a, **k))
     model, x = get_peft_model(make("MLP"), SVDCoefficientConfig(target_modules=["lin0"])), batch("MLP")
     parameter = adapted(model).svd_coefficient_p["default"]
     first = output(model, x)

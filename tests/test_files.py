@@ -3,7 +3,7 @@ import stat
 
 import pytest
 
-from samparser.tuner.atomic import replacing
+from samparser._files import replacing
 
 
 def test_the_file_is_replaced_when_the_block_ends(tmp_path):

@@ -11,7 +11,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from torch.nn import functional as F
 
-from .adapters import AdapterLayer
+from .adapter_layer import AdapterLayer
 from .config import SVDCoefficientConfig
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .forms import Term
+from .functional import Term
 
 
 @dataclass(frozen=True)

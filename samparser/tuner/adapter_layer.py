@@ -10,11 +10,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .base_record import Match, Record
 from .bases import Bases
 from .config import SVDCoefficientConfig
 from .factors import coefficient_groups, tie_change
-from .forms import Form, Term
-from .record import Match, Record
+from .functional import Form, Term
 from .storage import CoefficientDict
 
 
