@@ -12,7 +12,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to, and move it to ``path`` when the block ends without an error.
+    """Give a temporary path beside `path` to write to, and move it to `path` when the block ends without an error.
 
     Other processes see the old file or the new one. After an error the old file is as it was and nothing is left over.
     The permissions are those of the old file, or of any new file in this process; safetensors alone would write files

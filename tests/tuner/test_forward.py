@@ -40,7 +40,7 @@ def test_an_adapted_layer_equals_the_layer_with_the_weight_composed_term_by_term
     with torch.no_grad():
         ours.svd_coefficient_p["default"].add_(torch.from_numpy(change).to(ours.svd_coefficient_p["default"]))
     # What the coefficients say after rounding to their dtype, and after singular values that are equal moved together.
-    change = (ours.coefficients("default")[1] - ours.coefficients("default")[0]).detach().double().numpy()
+    change = (ours.spectrum("default")[1] - ours.spectrum("default")[0]).detach().double().numpy()
     result = ours(x)
     expected = reference.adapted_layer(layer, change)(x.double())
     assert result.dtype == dtype
@@ -108,7 +108,7 @@ def test_relative_coefficients_have_the_absolute_gradient_times_p0():
     relative = adapted(wrap(copy.deepcopy(plain), parametrization="relative"))
     for ours in (absolute, relative):
         ours(x).square().sum().backward()
-    expected = absolute.svd_coefficient_p["default"].grad * absolute.bases.p0
+    expected = absolute.svd_coefficient_p["default"].grad * absolute.bases.p
     torch.testing.assert_close(relative.svd_coefficient_d["default"].grad, expected)
 
 
@@ -187,7 +187,7 @@ def test_vmap_over_coefficients_equals_a_loop():
     layer, x = nn.Linear(5, 4), torch.randn(3, 5)
     ours = adapted(wrap(layer)).eval()
     name = "svd_coefficient_p.default"
-    ensemble = ours.bases.p0 * (1 + 0.1 * torch.randn(6, 4))
+    ensemble = ours.bases.p * (1 + 0.1 * torch.randn(6, 4))
 
     def run(p: torch.Tensor) -> torch.Tensor:
         return torch.func.functional_call(ours, {name: p}, (x,))

@@ -10,9 +10,8 @@ from transformers.pytorch_utils import Conv1D
 
 from samparser import SVDCoefficientConfig
 from samparser.tuner import adapter_layer, functional
-from samparser.tuner.factored import combine, factored
 from samparser.tuner.factors import factorize
-from samparser.tuner.functional import cheaper_form
+from samparser.tuner.functional import cheaper_form, combine, factored
 from tests.reference.functional import adapted_weight, layer_output, three_layers
 
 TOLERANCE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.float64: {"rtol": 1e-10, "atol": 1e-12}}
@@ -257,6 +256,12 @@ def test_a_form_that_is_not_possible_is_refused():
     with pytest.raises(ValueError, match=r"0 has no factored form.*several groups"):
         model(torch.randn(1, 4, 5, 5))
     assert form_taken(wrap(nn.Conv2d(4, 4, 3, groups=2))[1], torch.randn(1, 4, 5, 5)) == "rebuilt"
+
+
+def test_a_first_step_under_autocast_does_not_take_the_factors_for_those_of_another_weight():
+    _, layer = wrap(nn.Linear(32, 8))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert form_taken(layer, torch.randn(1, 64, 32)) == "factored"
 
 
 def test_half_precision_weights_are_rebuilt():

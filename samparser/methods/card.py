@@ -23,8 +23,8 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from samparser._files import replacing
 from samparser._version import __version__
+from samparser._files import replacing
 
 BEGIN = "<!-- samparser: from here to the end marker, every save writes this anew. Your own text goes outside. -->"
 END = "<!-- samparser: end -->"

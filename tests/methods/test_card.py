@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import save_file
 
 import samparser
-from samparser.tuner.card import BEGIN, END, CardInfo, model_card, read_info, write_card
+from samparser.methods.card import BEGIN, END, CardInfo, model_card, read_info, write_card
 
 INFO = CardInfo(
     base_model="facebook/sam-vit-base",
