@@ -1,16 +1,16 @@
 """Whether a model is the base that a tuned part was trained on: the hashes of all weights that stayed frozen."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from .._hashing import sha256_of
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """A hash of each tensor's dtype, shape and bytes: sixteen hexadecimal digits of its SHA-256."""
-    return {name: _hash(tensor) for name, tensor in tensors.items()}
+    return {name: sha256_of(f"{t.dtype} {tuple(t.shape)} ", t)[:16] for name, t in tensors.items()}
 
 
 def frozen_tensors(model: nn.Module, trained: Iterable[str]) -> dict[str, Tensor]:
@@ -55,10 +55,3 @@ def check_base(model: nn.Module, saved: Mapping[str, Any], folder: object) -> No
         f"base model it was trained on ({saved.get('name') or 'its name was not recorded'}). check_base=False goes on "
         f"without this comparison, at the price of masks nobody has validated."
     )
-
-
-def _hash(tensor: Tensor) -> str:
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]

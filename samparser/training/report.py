@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from samparser._files import write_text
 from samparser.drawing.panels import Panel, best_median_worst, draw_panels
 from samparser.drawing.plots import score_curves, spectra
+from samparser.methods.card import add_scores
 from samparser.prediction.predictor import predict
 from samparser.scoring.table import ScoreTable
 from samparser.tuner import coefficient_parameters, coefficients
@@ -21,9 +21,6 @@ from .run_folder import RunFolder
 
 if TYPE_CHECKING:
     from samparser.data import Sample
-
-_BEGIN = "<!-- scores: from here to the end mark, every training run writes this anew -->"
-_END = "<!-- scores: end -->"
 
 
 def draw_figures(
@@ -117,14 +114,14 @@ def add_scores_to_card(
     if before is not None:
         parts.append(f"```text\n{verdict(before, scores)}\n```")
     parts.append(f"```text\n{scores}\n```")
-    section = "\n\n".join([_BEGIN, *parts, _END])
-    text = card.read_text(encoding="utf-8")
-    start, end = text.find(_BEGIN), text.find(_END)
-    if 0 <= start < end:
-        text = text[:start] + section + text[end + len(_END) :]
-    else:
-        text = f"{text.rstrip()}\n\n{section}\n"
-    write_text(card, text)
+    root = getattr(dataset, "root", None)
+    add_scores(
+        card,
+        "\n\n".join(parts),
+        {"mIoU": scores.miou, "F1": scores.f1},
+        dataset=Path(root).resolve().name if root is not None else type(dataset).__name__,
+        split=getattr(dataset, "split", None),
+    )
 
 
 def _source(dataset: Any) -> str:

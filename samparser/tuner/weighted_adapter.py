@@ -1,4 +1,4 @@
-"""A new adapter as a weighted sum of others, exact because changes of coefficients add up."""
+"""Weighted adapter: a new adapter as the sum of others, exact because changes of coefficients add up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from torch.nn import functional as F
 
-from .adapters import AdapterLayer
+from .adapter_layer import AdapterLayer
 from .config import SVDCoefficientConfig
 
 
@@ -68,7 +68,7 @@ def check_sum(
 def config_of_sum(
     model: nn.Module, configs: Mapping[str, SVDCoefficientConfig], adapters: Sequence[str]
 ) -> SVDCoefficientConfig:
-    """The configuration of the sum: all targets of the adapters, with the largest rank in each layer."""
+    """Make the configuration of the sum: all targets of the adapters, with the largest rank in each layer."""
     targets: set[str] = set()
     for name in adapters:
         targets |= set(configs[name].target_modules or ())
@@ -99,7 +99,7 @@ def config_of_sum(
 
 @torch.no_grad()
 def fill_sum(model: nn.Module, adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> None:
-    """Give the injected sum its coefficients, ``p0 + sum_i weight_i scaling_i (p_i - p0)``, and its modules_to_save."""
+    """Give the injected sum its coefficients, `p0 + sum_i weight_i scaling_i (p_i - p0)`, and its modules_to_save."""
     for layer in _layers(model):
         if adapter_name not in layer.states:
             continue

@@ -1,31 +1,58 @@
-"""What a layer keeps of its adapters: parameters, where they count from, scaling, and which of them train."""
+"""Adapters of one layer: their parameters, which of them train, scaling, and the change of the weight they make."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .bases import Bases
-from .config import SVDCoefficientConfig
-from .factors import coefficient_groups, tie_change
-from .forms import Form, Term
-from .record import Match, Record
-from .storage import CoefficientDict
+from .base_record import Match, Record
+from .config import Form, SVDCoefficientConfig
+from .factors import Factors, coefficient_groups, tie_change
+
+COEFFICIENTS = ("svd_coefficient_p", "svd_coefficient_d")
+BASES = ("svd_coefficient_u", "svd_coefficient_vh")
+
+
+class CoefficientDict(nn.ParameterDict):
+    """Adapter parameters by adapter name, that a cast of the model does not make narrower.
+
+    Changes of coefficients are small against the coefficients: in bfloat16 most steps of training would round to none.
+    So `model.half()` and `model.to(torch.bfloat16)` move these parameters, but leave their dtype alone.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        return super()._apply(keeping_dtype(fn), recurse)
+
+
+def keeping_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Take from `fn`, a conversion as `nn.Module.to` applies it, what would make a tensor narrower."""
+
+    def convert(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return fn(tensor)
+        probe = fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device))
+        if torch.promote_types(probe.dtype, tensor.dtype) == probe.dtype:
+            return fn(tensor)
+        return tensor.to(probe.device)
+
+    return convert
 
 
 @dataclass
 class AdapterState:
     """What a layer knows of one of its adapters besides its parameters.
 
-    ``origin`` (k,) holds the p0 from which the adapter's changes count: the one saved with it, or the layer's own.
-    ``groups`` (k,) says which of the k leading coefficients move together; None when none have to. ``record`` is what
-    the adapter remembers of the base weight, None while that has no values. ``check_later`` is set for an adapter that
-    was loaded while the base weight had no values. ``form`` is how the layer should compute, see `forms`.
+    `origin` (k,) holds the p0 from which the adapter's changes count: the one saved with it, or the layer's own.
+    `groups` (k,) says which of the k leading coefficients move together; None when none have to. `record` is what
+    the adapter remembers of the base weight, None while that has no values. `check_later` is set for an adapter that
+    was loaded while the base weight had no values. `form` is how the layer should compute, see
+    `samparser.tuner.functional`.
     """
 
     origin: Tensor
@@ -44,21 +71,24 @@ class AdapterState:
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
-    """The adapters of one layer with bases ``u diag(p0) vh``, and the change of the weight that they make together.
+    """The adapters of one layer, and the change of the weight that they make together.
 
-    Each adapter has either p itself (``svd_coefficient_p``) or d with p = p0 (1 + d) (``svd_coefficient_d``), of shape
-    (k,), and bases of its own (``svd_coefficient_u``, ``svd_coefficient_vh``) if it trains or saves them.
+    `bases` are the factors `u diag(p0) vh` of the layer's weight, shared by all adapters; the weight was rounded to
+    `rounded_to` first, where that is set. Each adapter has either p itself (`svd_coefficient_p`) or d with
+    p = p0 (1 + d) (`svd_coefficient_d`), of shape (k,), and bases of its own (`svd_coefficient_u`,
+    `svd_coefficient_vh`) if it trains or saves them.
     """
 
     adapts_coefficients = True
-    adapter_layer_names = ("svd_coefficient_p", "svd_coefficient_d", "svd_coefficient_u", "svd_coefficient_vh")
+    adapter_layer_names = (*COEFFICIENTS, *BASES)
     other_param_names = ("scaling", "states")
     active_adapters: list[str]
 
-    def __init__(self, name: str, bases: Bases) -> None:
+    def __init__(self, name: str, match: Match) -> None:
         super().__init__()
         self.layer_name = name
-        self.bases = bases
+        self.bases: Factors = match.bases
+        self.rounded_to = match.rounded_to
         self.svd_coefficient_p = CoefficientDict({})
         self.svd_coefficient_d = CoefficientDict({})
         self.svd_coefficient_u = CoefficientDict({})
@@ -75,13 +105,15 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """Add an adapter to the layer, or start an existing one anew.
 
         Args:
+            adapter_name: The adapter.
+            config: Its configuration.
             match: Where the adapter's coefficients count from, and what it remembers of the base weight.
             rank: How many leading coefficients the adapter changes; None for all.
         """
         k = min(rank or self.bases.rank, self.bases.rank)
         origin = match.origin[:k]
         own_bases = config.save_basis or config.trainable != "coefficients"
-        trained = {"svd_coefficient_u", "svd_coefficient_vh"} if config.trainable != "coefficients" else set()
+        trained = set(BASES) if config.trainable != "coefficients" else set()
         if config.trainable != "bases":
             relative = config.parametrization == "relative"
             name = "svd_coefficient_d" if relative else "svd_coefficient_p"
@@ -90,17 +122,18 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         if own_bases:
             self.svd_coefficient_u[adapter_name] = nn.Parameter(self.bases.u[:, :k].clone())
             self.svd_coefficient_vh[adapter_name] = nn.Parameter(self.bases.vh[:k].clone())
+        self.scaling[adapter_name] = float(config.scaling)
         self.states[adapter_name] = AdapterState(
             origin=origin,
+            # Bases that travel with the adapter need not be found again, so nothing has to move together.
             groups=None if own_bases or match.group_p0.is_meta else coefficient_groups(match.group_p0, k),
-            initial_scaling=float(config.scaling),
+            initial_scaling=self.scaling[adapter_name],
             trained=frozenset(trained),
             record=match.record,
             base_check=config.base_check,
-            check_later=match.unchecked,
+            check_later=match.kind == "unchecked",
             form=config.form,
         )
-        self.scaling[adapter_name] = float(config.scaling)
         if not config.init_weights:
             self._start_at_random(adapter_name)
         self.set_adapter(self.active_adapters)
@@ -121,13 +154,13 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             parameter.add_(noise)
 
     def parameters_of_adapters(self) -> list[tuple[str, str, nn.Parameter]]:
-        """All adapter parameters of the layer as (kind, adapter, parameter)."""
+        """List all adapter parameters of the layer as (kind, adapter, parameter)."""
         return [(name, key, p) for name in self.adapter_layer_names for key, p in getattr(self, name).items()]
 
     # Which adapters are active and which of their parts train
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Make adapters active and, unless ``inference_mode``, trainable; all others are frozen."""
+        """Make adapters active and, unless `inference_mode`, trainable; all others are frozen."""
         super().set_adapter(adapter_names, inference_mode=inference_mode)
         self._flags_before_disabling = None
         self._freeze_untrained()
@@ -157,7 +190,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     # Scaling, as LoRA has it
 
     def set_scale(self, adapter: str, scale: float) -> None:
-        """Set an adapter's scaling to ``scale`` times the one it was configured with; other layers' adapters pass."""
+        """Set an adapter's scaling to `scale` times the one it was configured with; other layers' adapters pass."""
         if adapter in self.scaling:
             self.scaling[adapter] = scale * self.states[adapter].initial_scaling
 
@@ -167,7 +200,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             self.scaling[adapter] *= scale
 
     def unscale_layer(self, scale: float | None = None) -> None:
-        """Divide the scaling of all active adapters, or set it back to the configured one when ``scale`` is None."""
+        """Divide the scaling of all active adapters, or set it back to the configured one when `scale` is None."""
         for adapter in self.present(self.active_adapters):
             initial, now = self.states[adapter].initial_scaling, self.scaling[adapter]
             self.scaling[adapter] = initial if scale is None else now / scale
@@ -175,29 +208,30 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     # The change of the weight
 
     def present(self, adapter_names: Sequence[str]) -> list[str]:
-        """The adapters among these that this layer has, in an order that does not depend on how they were given."""
+        """Choose the adapters among these that this layer has, in an order that does not depend on theirs."""
         return sorted(set(adapter_names) & set(self.states))
 
-    def coefficients(self, adapter_name: str) -> tuple[Tensor, Tensor]:
-        """(p0, p) of an adapter, each (k,): the coefficients it started from and those it has now, before scaling."""
+    def spectrum(self, adapter_name: str) -> tuple[Tensor, Tensor]:
+        """Give (p0, p) of an adapter, each (k,): its coefficients at the start and now, before scaling."""
         origin = self.states[adapter_name].origin
         return origin, origin + self.coefficient_change(adapter_name)
 
     def coefficient_change(self, adapter_name: str) -> Tensor:
-        """p - p0 of an adapter, (k,), in float32 or wider."""
+        """Compute p - p0 of an adapter, (k,), in float32 or wider."""
         state = self.states[adapter_name]
         if adapter_name in self.svd_coefficient_d:
-            return tie_change(state.origin * self.svd_coefficient_d[adapter_name], state.groups)
-        if adapter_name in self.svd_coefficient_p:
+            change = state.origin * self.svd_coefficient_d[adapter_name]
+        elif adapter_name in self.svd_coefficient_p:
             p = self.svd_coefficient_p[adapter_name]
             change = p.to(torch.promote_types(p.dtype, state.origin.dtype)) - state.origin
-            return tie_change(change, state.groups)
-        return torch.zeros_like(state.origin)
+        else:  # Only the bases of this adapter train.
+            return torch.zeros_like(state.origin)
+        return tie_change(change, state.groups)
 
-    def terms_of(self, adapter_names: Sequence[str]) -> list[Term]:
-        """The change of the weight by these adapters together; an empty list for none."""
+    def terms_of(self, adapter_names: Sequence[str]) -> list[Factors]:
+        """Write the change of the weight by these adapters together as a sum; an empty list for none."""
         shared: list[Tensor] = []
-        terms: list[Term] = []
+        terms: list[Factors] = []
         for name in self.present(adapter_names):
             change, scale = self.coefficient_change(name), self.scaling[name]
             if name not in self.svd_coefficient_u:
@@ -205,25 +239,19 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
                 continue
             state, u, vh = self.states[name], self.svd_coefficient_u[name], self.svd_coefficient_vh[name]
             if "svd_coefficient_u" in state.trained:
-                terms.append(Term(u, (state.origin + change) * scale, vh))
-                terms.append(self.shared_term(-state.origin * scale))
+                # U' diag(p) Vh' - U diag(p0) Vh: the bases of the adapter are no longer those of the weight.
+                terms.append(Factors(u, (state.origin + change) * scale, vh))
+                terms.append(self.bases.with_coefficients(-state.origin * scale))
             else:
-                terms.append(Term(u, change * scale, vh))
+                terms.append(Factors(u, change * scale, vh))
         if shared:
-            rank = max(len(change) for change in shared)
+            rank = max(map(len, shared))
             padded = [_pad(change, rank) for change in shared]
-            terms.append(self.shared_term(sum(padded[1:], padded[0])))
+            terms.append(self.bases.with_coefficients(sum(padded[1:], padded[0])))
         return terms
 
-    def shared_term(self, s: Tensor) -> Term:
-        """A change along the layer's own bases: s holds the leading coefficients, in its last dimension."""
-        k = s.shape[-1]
-        if k == self.bases.rank:
-            return Term(self.bases.u, s, self.bases.vh)
-        return Term(self.bases.u[:, :k], s, self.bases.vh[:k])
-
-    def term_by_sample(self, adapter_names: Sequence[str]) -> Term | None:
-        """The change for a batch whose sample n has the adapter adapter_names[n]: a term with s of shape (N, k).
+    def term_by_sample(self, adapter_names: Sequence[str]) -> Factors | None:
+        """Write the change for a batch whose sample n has the adapter adapter_names[n] as one term with p of (N, k).
 
         None when an adapter has bases of its own: then one term cannot serve all samples.
         """
@@ -233,10 +261,12 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         changes = {name: self.coefficient_change(name) * self.scaling[name] for name in present}
         rank = max(len(change) for change in changes.values())
         none = changes[present[0]].new_zeros(rank)
-        return self.shared_term(torch.stack([_pad(changes.get(name, none), rank) for name in adapter_names]))
+        return self.bases.with_coefficients(
+            torch.stack([_pad(changes.get(name, none), rank) for name in adapter_names])
+        )
 
     def trains_bases(self) -> bool:
-        """Whether an active adapter has bases of its own that train."""
+        """Tell whether an active adapter has bases of its own that train."""
         return any("svd_coefficient_u" in self.states[name].trained for name in self.present(self.active_adapters))
 
 

@@ -9,11 +9,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from samparser import SVDCoefficientConfig
-from samparser.tuner import adapters, forms
-from samparser.tuner.factored import combine, factored
+from samparser.tuner import adapter_layer, functional
 from samparser.tuner.factors import factorize
-from samparser.tuner.forms import cheaper_form
-from tests.reference.forms import adapted_weight, layer_output, three_layers
+from samparser.tuner.functional import cheaper_form, combine, factored
+from tests.reference.functional import adapted_weight, layer_output, three_layers
 
 TOLERANCE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.float64: {"rtol": 1e-10, "atol": 1e-12}}
 
@@ -259,6 +258,12 @@ def test_a_form_that_is_not_possible_is_refused():
     assert form_taken(wrap(nn.Conv2d(4, 4, 3, groups=2))[1], torch.randn(1, 4, 5, 5)) == "rebuilt"
 
 
+def test_a_first_step_under_autocast_does_not_take_the_factors_for_those_of_another_weight():
+    _, layer = wrap(nn.Linear(32, 8))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert form_taken(layer, torch.randn(1, 64, 32)) == "factored"
+
+
 def test_half_precision_weights_are_rebuilt():
     _, layer = wrap(nn.Linear(32, 4).to(torch.bfloat16))
     assert form_taken(layer, torch.randn(1, 64, 32, dtype=torch.bfloat16)) == "rebuilt"
@@ -267,7 +272,7 @@ def test_half_precision_weights_are_rebuilt():
 @pytest.mark.parametrize("form", ["factored", "rebuilt"])
 def test_a_layer_compiles_into_one_graph(form, generator, monkeypatch):
     # The test run's checks of shapes are no part of the library, and no compiler looks through them.
-    for module, name in [(forms, "weight_change"), (forms, "unfold"), (adapters, "tie_change")]:
+    for module, name in [(functional, "weight_change"), (functional, "unfold"), (adapter_layer, "tie_change")]:
         checked = getattr(module, name)
         monkeypatch.setattr(module, name, getattr(checked, "__wrapped__", checked))
     model, layer = wrap(nn.Conv2d(8, 4, 3, padding=1), form=form)

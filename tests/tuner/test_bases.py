@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from samparser.tuner import factor_cache
-from samparser.tuner.factor_cache import ENVIRONMENT, cached_factorize
+from samparser.tuner import bases
+from samparser.tuner.bases import ENVIRONMENT
+from samparser.tuner.bases import cached_factorize as factorize_through_the_cache
 from samparser.tuner.factors import factorize
 
 
@@ -24,13 +25,21 @@ def counted(monkeypatch):
         shapes.append(tuple(matrix.shape))
         return factorize(matrix)
 
-    monkeypatch.setattr(factor_cache, "factorize", factorize_and_count)
+    monkeypatch.setattr(bases, "factorize", factorize_and_count)
     return shapes
 
 
 @pytest.fixture(autouse=True)
 def no_cache_from_outside(monkeypatch):
     monkeypatch.delenv(ENVIRONMENT, raising=False)
+
+
+def cached_factorize(matrix, folder=None):
+    """Factor through a cache in this folder, or in the one that the environment names."""
+    with pytest.MonkeyPatch.context() as patch:
+        if folder is not None:
+            patch.setenv(ENVIRONMENT, str(folder))
+        return factorize_through_the_cache(matrix)
 
 
 def assert_same(found, expected):
@@ -124,7 +133,7 @@ def test_a_write_that_fails_half_way_leaves_nothing_behind(tmp_path, weight, mon
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(factor_cache, "save_file", full_disk)
+    monkeypatch.setattr(bases, "save_file", full_disk)
     with pytest.warns(UserWarning, match="No space left on device"):
         cached_factorize(weight, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -139,14 +148,15 @@ def test_a_weight_that_cannot_be_factored_is_refused_and_not_kept(tmp_path, weig
     assert list(tmp_path.iterdir()) == []
 
 
-def test_many_workers_fill_one_folder_without_a_damaged_file(tmp_path, generator):
+def test_many_workers_fill_one_folder_without_a_damaged_file(tmp_path, generator, monkeypatch):
     # Threads stand for processes: the cache holds no lock and no state, only the file system is between them.
     weights = [torch.randn(6, 5, generator=generator) for _ in range(8)]
 
     def fill(order):
         for i in order:
-            assert_same(cached_factorize(weights[i], tmp_path), factorize(weights[i]))
+            assert_same(cached_factorize(weights[i]), factorize(weights[i]))
 
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path))
     orders = [range(8), range(7, -1, -1), [3, 1, 4, 0, 5, 2, 6, 7], range(8)] * 5
     with ThreadPoolExecutor(max_workers=4) as pool:
         list(pool.map(fill, orders))

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import save_file
 
 import samparser
-from samparser.tuner.card import BEGIN, END, CardInfo, model_card, read_info, write_card
+from samparser.methods.card import BEGIN, END, CardInfo, add_scores, model_card, read_info, write_card
 
 INFO = CardInfo(
     base_model="facebook/sam-vit-base",
@@ -222,3 +222,46 @@ def test_writing_a_card_warns_of_nothing(adapter):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         write_card(adapter)
+
+
+def test_the_hub_finds_the_scores_in_the_metadata_and_a_later_run_replaces_them(adapter):
+    path = write_card(adapter)
+    path.write_text(path.read_text() + "\nTrained in Ulm.\n")
+    add_scores(path, "mIoU 84.21", {"mIoU": 0.84213, "F1": 0.91, "DSC": float("nan")}, dataset="nuclei", split="test")
+    add_scores(path, "mIoU 70.00", {"mIoU": 0.7}, dataset="livers", split="test")
+    write_card(adapter)
+    add_scores(path, "mIoU 85.00", {"mIoU": 0.85, "F1": 0.92}, dataset="nuclei", split="test")
+    card = ModelCard.load(path)
+    results = {(r.dataset_name, r.dataset_split, r.metric_name): r.metric_value for r in card.data.eval_results}
+    assert results == {
+        ("livers", "test", "mIoU"): 0.7,
+        ("nuclei", "test", "mIoU"): 0.85,
+        ("nuclei", "test", "F1"): 0.92,
+    }
+    assert {(r.task_type, r.metric_type) for r in card.data.eval_results} == {
+        ("mask-generation", "mean_iou"),
+        ("mask-generation", "f1"),
+    }
+    assert card.data.model_name == "SVD coefficients for facebook/sam-vit-base"
+    assert "# license: fill in" in path.read_text().split("---")[1]
+    assert "mIoU 85.00" in card.text
+    assert "Trained in Ulm." in card.text
+    assert "84.21" not in card.text
+    assert "70.00" not in card.text
+
+
+def test_a_card_without_metadata_gets_the_scores_in_its_text_only(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("# Mine\n")
+    add_scores(path, "mIoU 84.21", {"mIoU": 0.8421}, dataset="nuclei")
+    text = path.read_text()
+    assert text.startswith("# Mine\n\n<!-- scores: from here")
+    assert "mIoU 84.21" in text
+
+
+def test_scores_for_a_card_that_cannot_be_read_are_an_error_and_the_card_stays(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("---\ntags: [a\n---\n# Mine\n")
+    with pytest.raises(ValueError, match=r"README.md .*between its '---' lines.*YAML"):
+        add_scores(path, "mIoU 84.21", {"mIoU": 0.8421}, dataset="nuclei")
+    assert path.read_text() == "---\ntags: [a\n---\n# Mine\n"

@@ -1,33 +1,38 @@
-"""The model card, README.md, of a saved adapter: what it is, how to load it, what is left for its author to say.
+"""Model card, README.md, of a saved adapter: what it is, its scores, how to load it, what is left to its author.
 
-``PeftModel.save_pretrained`` writes a README.md from a general template first, then the weights, then the config;
-`write_card` runs after them and reads what they wrote, so it can also be called on any saved folder again. What it says
-stands between two markers and is written anew at every save; everything outside of them is the author's and is kept.
+`PeftModel.save_pretrained` writes a README.md from a general template; `write_card` runs after it and reads what it
+wrote, so it can also be called on any saved folder again. `add_scores` puts the scores of a run into the text and into
+the metadata, where the Hub shows them. Both write between two markers, anew every time; everything outside of them is
+the author's and is kept.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from huggingface_hub import CardData, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from samparser._files import replacing
 from samparser._version import __version__
-from samparser.tuner.atomic import replacing
 
 BEGIN = "<!-- samparser: from here to the end marker, every save writes this anew. Your own text goes outside. -->"
 END = "<!-- samparser: end -->"
+
+_SCORES_BEGIN = "<!-- scores: from here to the end mark, every training run writes this anew -->"
+_SCORES_END = "<!-- scores: end -->"
 
 TAGS = ("samparser", "svd-coefficients")
 
@@ -111,7 +116,7 @@ def _kind(name: str, modules_to_save: Sequence[str], bases_trained: bool) -> str
 
 
 def model_card(info: CardInfo, existing: str | None = None) -> str:
-    """The whole text of the card.
+    """Write the whole text of the card.
 
     Args:
         info: What it says.
@@ -119,17 +124,10 @@ def model_card(info: CardInfo, existing: str | None = None) -> str:
             template as nobody has touched it yet.
 
     Raises:
-        ValueError: The metadata of ``existing``, between its first two ``---`` lines, are not valid YAML.
+        ValueError: The metadata of `existing`, between its first two `---` lines, are not valid YAML.
     """
-    try:
-        card = ModelCard(existing) if existing else None
-    except YAMLError as error:
-        raise ValueError(
-            f"README.md cannot be refreshed: the metadata between its '---' lines are not valid YAML ({error}). "
-            "Mend them or delete the file, and save again."
-        ) from error
-    body = card.text if card else ""
-    data = _metadata(info, card.data if card else ModelCardData())
+    found, body = _parse(existing) if existing else (ModelCardData(), "")
+    data = _metadata(info, found)
     if not body.strip() or _is_untouched_template(body):
         body = f"# {_title(info)}\n\n{_section(info)}\n\n{_OWN_SECTIONS}"
     else:
@@ -137,30 +135,99 @@ def model_card(info: CardInfo, existing: str | None = None) -> str:
     return f"---\n{data}---\n{body.lstrip(chr(10)).rstrip()}\n"
 
 
-def write_card(folder: str | Path, info: CardInfo | None = None) -> Path:
+def _parse(text: str) -> tuple[ModelCardData, str]:
+    """The metadata and the text of a card."""
+    try:
+        card = ModelCard(text)
+        return cast(ModelCardData, card.data), card.text
+    except YAMLError as error:
+        raise ValueError(
+            f"README.md cannot be refreshed: the metadata between its '---' lines are not valid YAML ({error}). "
+            "Mend them or delete the file, and save again."
+        ) from error
+
+
+def write_card(folder: str | Path) -> Path:
     """Write or refresh README.md in the folder of a saved adapter and return its path.
 
     The file is replaced whole or left as it was.
 
     Args:
         folder: Folder with adapter_config.json and adapter_model.safetensors.
-        info: What the card says; read from the folder when None.
 
     Raises:
         FileNotFoundError: The folder is not that of a saved adapter.
         ValueError: The metadata of the README.md that is there are not valid YAML.
     """
     path = Path(folder) / "README.md"
-    info = info or read_info(folder)
+    info = read_info(folder)
     existing = path.read_text(encoding="utf-8") if path.exists() else None
-    text = model_card(info, existing)
-    if text != existing:
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+    _write(path, model_card(info, existing), existing)
     return path
 
 
-def _metadata(info: CardInfo, data: CardData) -> str:
+def add_scores(
+    path: str | Path, text: str, scores: Mapping[str, float], *, dataset: str, split: str | None = None
+) -> None:
+    """Put the scores of a run into a card, in place of those of an earlier run; other text stays.
+
+    Args:
+        path: The card. One without metadata is its author's own and is given none: the scores are in its text only.
+        text: What they are and what they are of, in Markdown.
+        scores: The figures for the Hub by name, from 0 to 1, such as {"mIoU": 0.84}; those that are no number are left
+            out.
+        dataset: The name of the data set.
+        split: The part of it that was scored.
+
+    Raises:
+        ValueError: The metadata of the card are not valid YAML.
+    """
+    path = Path(path)
+    existing = path.read_text(encoding="utf-8")
+    start, end = existing.find(_SCORES_BEGIN), existing.find(_SCORES_END)
+    section = f"{_SCORES_BEGIN}\n\n{text}\n\n{_SCORES_END}"
+    if 0 <= start < end:
+        card = existing[:start] + section + existing[end + len(_SCORES_END) :]
+    else:
+        card = f"{existing.rstrip()}\n\n{section}\n"
+    if card.startswith("---\n"):
+        results = [_result(name, value, dataset, split) for name, value in scores.items() if math.isfinite(value)]
+        card = _with_results(card, results, path.parent.name)
+    _write(path, card, existing)
+
+
+def _result(name: str, value: float, dataset: str, split: str | None) -> EvalResult:
+    return EvalResult(
+        task_type="mask-generation",
+        task_name="Promptable segmentation",
+        dataset_type=dataset,
+        dataset_name=dataset,
+        dataset_split=split,
+        metric_type={"mIoU": "mean_iou"}.get(name, name.lower()),
+        metric_name=name,
+        metric_value=round(float(value), 4),
+    )
+
+
+def _with_results(text: str, results: list[EvalResult], name: str) -> str:
+    """The card with these results in its metadata; those of other data sets and measures stay, comments too."""
+    data, body = _parse(text)
+    _, head, rest = text.split("---\n", 2)
+    kept = [old for old in data.eval_results or () if not any(old.is_equal_except_value(new) for new in results)]
+    heading = re.search(r"^# (.*)$", body, flags=re.MULTILINE)
+    data.eval_results = [*kept, *results] or None
+    data.model_name = data.model_name or (heading[1] if heading and "Model ID" not in heading[1] else name)
+    comments = [line for line in head.splitlines() if line.startswith("#")]
+    return "\n".join(["---", data.to_yaml(), *comments, "---", rest])
+
+
+def _write(path: Path, text: str, existing: str | None) -> None:
+    if text != existing:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _metadata(info: CardInfo, data: ModelCardData) -> str:
     """The YAML of the card. Only what is ours is set; a licence is never guessed."""
     hub_id = _hub_id(info.base_model)
     notes = []
@@ -179,13 +246,13 @@ def _metadata(info: CardInfo, data: CardData) -> str:
 
 
 def _names_a_path(tag: Any) -> bool:
-    """Whether a tag is PEFT's ``base_model:adapter:...`` with something that is no id on the Hub."""
+    """Whether a tag is PEFT's `base_model:adapter:...` with something that is no id on the Hub."""
     base = str(tag).removeprefix("base_model:adapter:")
     return base != tag and _hub_id(base) is None
 
 
 def _hub_id(name: Any) -> str | None:
-    """``name`` if it can be the id of a repository on the Hub; None for local folders and anything else."""
+    """`name` if it can be the id of a repository on the Hub; None for local folders and anything else."""
     # PEFT writes "None" for models without a name.
     if not isinstance(name, str) or name in ("", "None") or Path(name).exists():
         return None
@@ -204,6 +271,7 @@ def _is_untouched_template(body: str) -> bool:
         "### Framework versions",
         "- PEFT ",
         "This is the model card of a 🤗 transformers model that has been pushed",
+        "This adapter needs `import samparser`",
     )
 
     def plain(text: str) -> list[str]:
