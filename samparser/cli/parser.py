@@ -44,9 +44,6 @@ class SettingsParser(HfArgumentParser):
             formatter_class=_Formatter,
             add_help=False,
         )
-        self._help_options()
-
-    def _help_options(self) -> None:
         self.add_argument("-h", "--help", action=_Help, help="Show this help.")
         if self._hidden():
             self.add_argument("--help_all", action=_Help, help="Show every option, those of transformers too.")

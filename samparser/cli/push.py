@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi
+import huggingface_hub
 
 from samparser._options import option
 
@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ValueError(
             f"{folder} holds nothing that was trained (no adapter_config.json, no method.json); give RUN/adapter."
         )
-    api = HfApi()
+    api = huggingface_hub.HfApi()
     api.create_repo(command.repo, private=command.private, exist_ok=True)
     print(api.upload_folder(repo_id=command.repo, folder_path=folder, commit_message="Upload adapter"))
     return 0
