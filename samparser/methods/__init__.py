@@ -6,7 +6,10 @@ model = load_trained(base_model, "out")
 plain = merged(model)                     # a plain SamModel, where the method allows it
 """
 
-from . import frozen_and_full as plain, lora, adapter, coefficients  # noqa: F401, I001 - each registers its methods, in METHODS' order
+from __future__ import annotations
+
+from . import adapter, coefficients, lora
+from . import frozen_and_full as plain  # noqa: F401 - each registers its methods, in METHODS' order
 from .description import Description, describe
 from .loading import load_model
 from .merging import merged

@@ -1,5 +1,7 @@
 """Bottleneck adapters between the attention of a transformer layer and the LayerNorm after it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -55,7 +57,7 @@ class AdaptedVisionLayer(SamVisionLayer):
 
 
 class HoulsbyAdapter(nn.Module):
-    """The plain bottleneck of Houlsby et al., ``x + up(relu(down(x)))``, close to the identity at the start.
+    """The plain bottleneck of Houlsby et al., `x + up(relu(down(x)))`, close to the identity at the start.
 
     Weights start normal with deviation 0.01, cut at two deviations, and biases at zero, as in the paper
     (https://arxiv.org/abs/1902.00751). Computed in the dtype of its weights, float32 at least.
@@ -79,9 +81,9 @@ class HoulsbyAdapter(nn.Module):
 
 
 class ConvolutionalAdapter(nn.Module):
-    """Bottleneck with a depthwise convolution over the grid of tokens, ``x + up(relu(conv(down(x))))``.
+    """Bottleneck with a depthwise convolution over the grid of tokens, `x + up(relu(conv(down(x))))`.
 
-    Neither projection has a bias, the convolution has one. ``up`` starts at zero, so the adapter starts as the
+    Neither projection has a bias, the convolution has one. `up` starts at zero, so the adapter starts as the
     identity. Computed in the dtype of its weights, float32 at least.
 
     Args:
@@ -117,7 +119,7 @@ def adapter(model: nn.Module, bottleneck: int = 192, kernel: int = 5, decoder: b
 
     The paper describes two linear layers and a ReLU between attention and LayerNorm, which cannot have 3514.5 K
     parameters; 12 bottlenecks 768 -> 192 -> 768 without bias around a 5x5 depthwise convolution with bias do, and
-    have its FLOPs too, on the whole grid of 64 x 64 tokens. ``decoder``: also train the mask decoder.
+    have its FLOPs too, on the whole grid of 64 x 64 tokens. `decoder`: also train the mask decoder.
     """
     _check_bottleneck(bottleneck)
     if kernel < 1 or kernel % 2 == 0:
@@ -138,7 +140,7 @@ def adapter_houlsby(model: nn.Module, bottleneck: int = 192, decoder: bool = Tru
     """Houlsby et al.'s adapter, one to a layer, between attention and LayerNorm as the paper says.
 
     Houlsby et al. put a second one after the MLP and use a bottleneck of 64 and less; here the default is the 192 of
-    the method ``adapter``, which makes the two comparable: 3,550,464 parameters on ViT-B. ``decoder``: also train the
+    the method `adapter`, which makes the two comparable: 3,550,464 parameters on ViT-B. `decoder`: also train the
     mask decoder.
     """
     _check_bottleneck(bottleneck)

@@ -1,5 +1,7 @@
 """Whether a model is the base that a tuned part was trained on: the hashes of all weights that stayed frozen."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,7 +22,7 @@ def frozen_tensors(model: nn.Module, trained: Iterable[str]) -> dict[str, Tensor
 
 
 def weight_dtype(model: nn.Module) -> str:
-    """The dtype of the model's weights, as ``float32``."""
+    """The dtype of the model's weights, as `float32`."""
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()})
     return " and ".join(dtypes) or "none"
 
@@ -30,9 +32,9 @@ def check_base(model: nn.Module, saved: Mapping[str, Any], folder: object) -> No
 
     Args:
         model: The base model, before the method is applied.
-        saved: ``{"dtype": ..., "weights": fingerprint}`` as the folder keeps it. Names may differ between the two, as
+        saved: `{"dtype": ..., "weights": fingerprint}` as the folder keeps it. Names may differ between the two, as
             methods that wrap a module rename its weights; contents may not.
-        folder: Where ``saved`` was read, for the message.
+        folder: Where `saved` was read, for the message.
 
     Raises:
         ValueError: Another architecture, other weights, or the same model in another dtype.

@@ -6,6 +6,8 @@ and backward; norms, activations and other elementwise work are left out, as usu
 device, where it sees the products inside attention that it misses on the CPU.
 """
 
+from __future__ import annotations
+
 import copy
 import math
 from collections.abc import Iterable, Mapping
@@ -33,7 +35,7 @@ class Cost:
         step_macs: Forward and backward of one training step; the forward alone where nothing trains.
         cached_step_macs: The same where the features that enter the neck are cached; None where they change.
         merged_macs: The forward of the model to be deployed: merged, where the method can be.
-        form: ``"factored"`` where layers of coefficients are counted as V, p and U one after another, ``"as run"``
+        form: `"factored"` where layers of coefficients are counted as V, p and U one after another, `"as run"`
             where the model is counted as it is.
     """
 
@@ -96,7 +98,7 @@ def method_costs(names: Iterable[str], config: SamConfig | None = None, *, facto
     Args:
         names: Methods.
         config: Another SAM than ViT-B.
-        factored: Whether to count layers whose coefficients train as ``y = U (p * (V x))``, the form whose additional
+        factored: Whether to count layers whose coefficients train as `y = U (p * (V x))`, the form whose additional
             MACs are what the paper prints. Otherwise they are counted in the form that they run in here, which
             depends on the layer's shape and on the version of samparser.
 

@@ -1,5 +1,7 @@
 """Says what a tuned model trains, where, and how many bytes its trained part takes on disk."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,7 +74,7 @@ def describe(model: nn.Module) -> Description:
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Size of the safetensors file that ``save_file(tensors, ..., metadata={"format": "pt"})`` writes; 0 for none.
+    """Size of the safetensors file that `save_file(tensors, ..., metadata={"format": "pt"})` writes; 0 for none.
 
     The format: eight bytes of header length, the header as JSON padded to eight bytes, the tensors.
     https://huggingface.co/docs/safetensors

@@ -1,5 +1,7 @@
 """Methods that add nothing: they choose which of the model's own parameters train."""
 
+from __future__ import annotations
+
 from torch import nn
 
 from .registry import method
@@ -37,7 +39,7 @@ def decoder(model: nn.Module) -> nn.Module:
 def full_neck(model: nn.Module, decoder: bool = True) -> nn.Module:
     """Trains the neck's convolutions and norms as they are: what reconstruction by coefficients is to be held against.
 
-    ``decoder``: also train the mask decoder.
+    `decoder`: also train the mask decoder.
     """
     neck(model).requires_grad_(True)
     mask_decoder(model).requires_grad_(decoder)

@@ -1,5 +1,7 @@
 """Opens whatever a user has: a base model, a merged model, or a folder with a trained part."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -26,8 +28,8 @@ def load_model(
     """Loads a model that is ready to predict, and the processor of its base.
 
     Args:
-        path: A model (a folder with ``config.json``), or a folder that `save_trained` or PEFT wrote; or the name of
-            either on the Hugging Face hub, such as ``"facebook/sam-vit-base"`` or ``"name/sam-nuclei"``. A name that
+        path: A model (a folder with `config.json`), or a folder that `save_trained` or PEFT wrote; or the name of
+            either on the Hugging Face hub, such as `"facebook/sam-vit-base"` or `"name/sam-nuclei"`. A name that
             exists as a folder is read from there. Of a hub repository, no pickle is fetched.
         base: The base model of a trained part. Not given, it is read from the folder.
         check_base: As for `load_trained`.
@@ -63,7 +65,7 @@ def load_model(
 
 
 def trained_folder(path: str | Path) -> Path | None:
-    """The local folder of a trained part, fetched from the hub where ``path`` is a name there; None for a whole model.
+    """The local folder of a trained part, fetched from the hub where `path` is a name there; None for a whole model.
 
     What is no folder and can be no name on the hub counts as a whole model: `load_sam` explains what is wrong with it.
 

@@ -1,5 +1,7 @@
 """LoRA on the attention of SAM's image encoder: on queries and values as in SAMed, or on the whole fused projection."""
 
+from __future__ import annotations
+
 import math
 from typing import Any, cast
 
@@ -61,7 +63,7 @@ class QueryValueLoRA(nn.Module):
 
     @torch.no_grad()
     def merged_module(self) -> nn.Linear:
-        """The same function as one ``nn.Linear``: the changes are added in float32 at least and rounded once.
+        """The same function as one `nn.Linear`: the changes are added in float32 at least and rounded once.
 
         Raises:
             ValueError: A factor holds a value that is not finite.
@@ -100,7 +102,7 @@ class QueryValueLoRA(nn.Module):
 def lora(model: nn.Module, rank: int = 4, alpha: float | None = None, decoder: bool = True) -> nn.Module:
     """LoRA on queries and values alone, as SAMed does: 147,456 parameters on ViT-B at rank 4.
 
-    ``alpha``: the changes are scaled by alpha / rank; not given, the scale is 1, as in SAMed. ``decoder``: also train
+    `alpha`: the changes are scaled by alpha / rank; not given, the scale is 1, as in SAMed. `decoder`: also train
     the mask decoder.
     """
     alpha = _check_rank(rank, alpha)
@@ -119,7 +121,7 @@ def lora_qkv(model: nn.Module, rank: int = 4, alpha: float | None = None, decode
     """PEFT's LoRA on the fused projection, which changes the keys as well; saved as PEFT's own adapter files.
 
     It has as many parameters as the method on queries and values alone: (1 + 3) width rank = 2 (1 + 1) width rank.
-    ``alpha`` and ``decoder`` as for ``lora``.
+    `alpha` and `decoder` as for `lora`.
     """
     alpha = _check_rank(rank, alpha)
     names = [f"vision_encoder.layers.{index}.attn.qkv" for index in range(len(fused_projections(model)))]

@@ -1,5 +1,7 @@
 """Turns a tuned model into a plain one of the base's architecture, which needs no library but transformers."""
 
+from __future__ import annotations
+
 import copy
 
 import torch
@@ -10,7 +12,7 @@ from .registry import get_method, recipe_of, set_recipe
 
 
 def merged(model: nn.Module, *, in_place: bool = False) -> nn.Module:
-    """The plain model that computes what the tuned model computes; ``save_pretrained`` of it is a whole checkpoint.
+    """The plain model that computes what the tuned model computes; `save_pretrained` of it is a whole checkpoint.
 
     Weights that a method adds are formed in float32 and rounded once to the base's dtype; weights that it trained in
     place are taken as they are. A plain model comes back as it is.
@@ -40,7 +42,7 @@ def merged(model: nn.Module, *, in_place: bool = False) -> nn.Module:
 
 @torch.no_grad()
 def _merge_modules(model: nn.Module) -> nn.Module:
-    """Replaces every module that has ``merged_module()`` by what it returns, all or none."""
+    """Replaces every module that has `merged_module()` by what it returns, all or none."""
     plain = {name: module.merged_module() for name, module in model.named_modules() if hasattr(module, "merged_module")}
     for name, module in plain.items():
         parent, _, leaf = name.rpartition(".")

@@ -5,6 +5,8 @@ and returns the model. The decorator `method` puts it into `METHODS`; saving, lo
 comparison commands then work for it without another line.
 """
 
+from __future__ import annotations
+
 import inspect
 import json
 from collections.abc import Callable
@@ -21,7 +23,7 @@ _ATTRIBUTE = "samparser_recipe"
 class Method:
     """One way to tune a SAM.
 
-    ``trains_upstream`` says whether anything before the input of the image encoder's neck trains. Where it is False,
+    `trains_upstream` says whether anything before the input of the image encoder's neck trains. Where it is False,
     the features that enter the neck never change and may be computed once and cached.
     """
 
@@ -48,7 +50,7 @@ class Method:
 class Recipe:
     """How a tuned model was made: kept on the model so that it can be saved and built again.
 
-    ``trained`` are the names of the tensors that differ from the base model: parameters that train, and buffers that
+    `trained` are the names of the tensors that differ from the base model: parameters that train, and buffers that
     the method added.
     """
 
@@ -68,14 +70,14 @@ def method(
     paper: str | None = None,
     not_mergeable_because: str | None = None,
 ) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
-    """Registers the decorated function as the method called ``name``.
+    """Registers the decorated function as the method called `name`.
 
-    The function is called as ``function(model, **options)``. Every parameter of ``model`` is frozen when it arrives.
+    The function is called as `function(model, **options)`. Every parameter of `model` is frozen when it arrives.
     All options need defaults that JSON can hold, so that a saved model can be built again.
 
     Raises:
         ValueError: Another method has this name.
-        TypeError: An option has no default, or the function takes ``**options``, which would swallow typing errors.
+        TypeError: An option has no default, or the function takes `**options`, which would swallow typing errors.
     """
 
     def register(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -94,17 +96,17 @@ def method(
 
 
 def get_method(name: str) -> Method:
-    """The method called ``name``; the error for an unknown name lists the known ones."""
+    """The method called `name`; the error for an unknown name lists the known ones."""
     if name not in METHODS:
         raise ValueError(f"There is no method {name!r}. The methods are: {', '.join(METHODS)}.")
     return METHODS[name]
 
 
 def build(name: str, model: nn.Module, **options: Any) -> nn.Module:
-    """Applies the method ``name`` to a model: freezes everything, then adds and unfreezes what the method trains.
+    """Applies the method `name` to a model: freezes everything, then adds and unfreezes what the method trains.
 
-    The model is changed in place; use what is returned. Its forward has the signature of ``SamModel``. Options that
-    are not given take the method's defaults (``METHODS[name].options``).
+    The model is changed in place; use what is returned. Its forward has the signature of `SamModel`. Options that
+    are not given take the method's defaults (`METHODS[name].options`).
 
     Raises:
         ValueError: The method is unknown, or the model was already given to a method.

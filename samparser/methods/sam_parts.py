@@ -1,5 +1,7 @@
 """The parts of a SAM that the methods tune, found by structure and refused by name where a model lacks them."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 from torch import nn
@@ -28,7 +30,7 @@ def transformer_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def fused_projections(model: nn.Module) -> list[nn.Linear]:
-    """The projection to queries, keys and values, ``attn.qkv``, of every transformer layer of the image encoder.
+    """The projection to queries, keys and values, `attn.qkv`, of every transformer layer of the image encoder.
 
     Raises:
         TypeError: The model's image encoder has no such projections.
@@ -47,7 +49,7 @@ def fused_projections(model: nn.Module) -> list[nn.Linear]:
 
 
 def transformer_linear_names(model: nn.Module) -> list[str]:
-    """The names of all ``nn.Linear`` in the transformer layers of the image encoder."""
+    """The names of all `nn.Linear` in the transformer layers of the image encoder."""
     transformer_layers(model)
     return list(_linear_names(model, "vision_encoder.layers."))
 

@@ -1,9 +1,11 @@
 """Writes what a method trained to a folder, whole or not at all, and puts it back on a base model.
 
-A model of PEFT is saved as PEFT's own files. Any other method leaves ``trained.safetensors``, the tensors that differ
-from the base. Beside either stands ``method.json``: the method, its options, the base's name and, where the format has
+A model of PEFT is saved as PEFT's own files. Any other method leaves `trained.safetensors`, the tensors that differ
+from the base. Beside either stands `method.json`: the method, its options, the base's name and, where the format has
 no check of its own, the hashes of the base's frozen weights.
 """
+
+from __future__ import annotations
 
 import json
 import os
@@ -42,7 +44,7 @@ def save_trained(model: nn.Module, folder: str | Path) -> None:
     Raises:
         ValueError: The model comes from no method and carries no PEFT adapter; or the folder holds the trained part of
             a model saved in the other format.
-        NotADirectoryError: ``folder`` is a file.
+        NotADirectoryError: `folder` is a file.
     """
     folder = Path(folder)
     model = _unwrapped(model)
@@ -79,11 +81,11 @@ def load_trained(
     """Puts a saved trained part on its base model, bit for bit, and returns the tuned model.
 
     The base model is changed in place; use what is returned. It comes back frozen and in eval mode, or with
-    ``trainable`` ready to be trained on.
+    `trainable` ready to be trained on.
 
     Args:
         base_model: The plain model the part was trained on.
-        folder: A folder that `save_trained`, or PEFT's ``save_pretrained``, wrote.
+        folder: A folder that `save_trained`, or PEFT's `save_pretrained`, wrote.
         trainable: Whether the loaded part is to be trained further.
         check_base: Whether to refuse a base whose frozen weights are not those of the training (the comparison takes
             about a second for ViT-B). Adapters of coefficients compare the weights they change, and with False warn.
@@ -105,7 +107,7 @@ def load_trained(
 
 
 def trained_kind(folder: Path) -> str:
-    """``"peft"`` or ``"tensors"``: in which format the folder holds a trained part.
+    """`"peft"` or `"tensors"`: in which format the folder holds a trained part.
 
     Raises:
         FileNotFoundError: The folder does not exist or holds neither.
@@ -136,7 +138,7 @@ def trained_kind(folder: Path) -> str:
 
 
 def read_peft_config(folder: Path) -> dict[str, Any]:
-    """The content of ``adapter_config.json``.
+    """The content of `adapter_config.json`.
 
     Raises:
         ValueError: It is not JSON, or names no PEFT method.
@@ -152,7 +154,7 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
 
 
 def read_method_card(folder: Path) -> dict[str, Any] | None:
-    """The content of ``method.json``, or None where a folder has none, as with adapters saved by PEFT alone."""
+    """The content of `method.json`, or None where a folder has none, as with adapters saved by PEFT alone."""
     path = folder / METHOD_FILE
     if not path.is_file():
         return None
@@ -296,7 +298,7 @@ def _difference(expected: set[str], found: set[str]) -> str:
 
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
-    """A folder to write to beside ``folder``; its files move into ``folder`` when the block ends without an error."""
+    """A folder to write to beside `folder`; its files move into `folder` when the block ends without an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     stage = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(stage, ignore_errors=True)
