@@ -3,6 +3,8 @@
 report = compare(load_experiment("experiments/mini-nuclei.json"), output="compare/mini-nuclei")
 """
 
+from __future__ import annotations
+
 from .collect import Column, Report
 from .experiment import DataSource, Experiment, MethodRow, Search, load_experiment, parse_experiment, with_settings
 from .pages import markdown

@@ -1,5 +1,7 @@
 """One cell: trains one row on one data set with one seed, scores it, and gives what goes into its result file."""
 
+from __future__ import annotations
+
 import json
 import shutil
 import time
@@ -27,7 +29,7 @@ _DELETED = ("checkpoints", "figures", "tensorboard")
 def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> dict[str, Any]:
     """Runs a cell, or goes on with it where an earlier command was killed.
 
-    The run folder ``runs/NAME`` keeps the adapter, the log and one row per instance in ``scores.csv``; that of a trial
+    The run folder `runs/NAME` keeps the adapter, the log and one row per instance in `scores.csv`; that of a trial
     is deleted at the end.
 
     Args:
@@ -101,7 +103,7 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
 
 
 def units_of(scores: ScoreTable) -> dict[str, dict[str, float]]:
-    """What a score is the plain mean of: ``{metric: {image or volume: value from 0 to 1}}``.
+    """What a score is the plain mean of: `{metric: {image or volume: value from 0 to 1}}`.
 
     Two models are compared unit by unit: by images for mIoU and F1, by volumes for DSC.
     """

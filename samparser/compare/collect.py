@@ -1,5 +1,7 @@
 """The numbers of a comparison, put together from its result files."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median

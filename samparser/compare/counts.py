@@ -1,5 +1,7 @@
 """What each row of an experiment costs on paper, from its model's configuration: needs no data and no weights."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,12 @@ def count_rows(experiment: Experiment, say: Callable[[str], None]) -> dict[str, 
     """Counts every row of an experiment.
 
     Args:
-        experiment: Of its model only ``config.json`` is read.
+        experiment: Of its model only `config.json` is read.
         say: Gets one line for each finished row.
 
     Returns:
-        By row: ``trained`` (parameters), ``bytes`` (file of the trained part), ``macs`` (see
-        `samparser.methods.cost.Cost`) and ``versions``.
+        By row: `trained` (parameters), `bytes` (file of the trained part), `macs` (see
+        `samparser.methods.cost.Cost`) and `versions`.
 
     Raises:
         ExperimentError: The model has no configuration of a SAM.

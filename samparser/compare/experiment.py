@@ -4,6 +4,8 @@ An experiment is one JSON file. `load_experiment` reads it into these dataclasse
 docs/compare.md states the format for people.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -42,17 +44,17 @@ class DataSource:
     """One data set of an experiment.
 
     Attributes:
-        name: Key of the set in result files and in ``paper``.
+        name: Key of the set in result files and in `paper`.
         folder: Where it lies, relative to the data root.
         source: Where the set comes from (address, citation): told when it is not there.
         files: What the folder must hold, as paths or globs relative to it: told when something is missing.
         title: Column title; by default the name.
-        layout: A layout of `samparser.data`, by name; ``auto`` looks at the files.
-        options: Further fields of `DataSettings`: ``val_ratio``, ``classes``, ``min_area``, ``split_volumes``, ...
+        layout: A layout of `samparser.data`, by name; `auto` looks at the files.
+        options: Further fields of `DataSettings`: `val_ratio`, `classes`, `min_area`, `split_volumes`, ...
         train_split: Split to train on.
         test_split: Split to score on. Nothing is chosen by its scores.
-        metrics: Scores to report: ``miou``, ``f1``, and ``dsc`` for volumes.
-        training: Fields of `TrainSettings` that differ from the experiment's for this set, ``recipe`` for instance.
+        metrics: Scores to report: `miou`, `f1`, and `dsc` for volumes.
+        training: Fields of `TrainSettings` that differ from the experiment's for this set, `recipe` for instance.
         prompts: Fields of `PromptSettings` that differ for this set.
         cache: Whether methods that train nothing before the neck may train from cached features. The disk need is 6.3
             MB an image for ViT-B: set it to false for sets of many thousand images.
@@ -83,13 +85,13 @@ class MethodRow:
 
     Attributes:
         method: A name of `samparser.methods.METHODS`.
-        name: Key of the row in result files and in ``paper``; by default the method's name.
+        name: Key of the row in result files and in `paper`; by default the method's name.
         label: Title of the row; by default the name.
-        options: Options of the method, ``{"parametrization": "relative"}`` for instance.
-        training: Fields of `TrainSettings` that differ for this row, ``coefficient_lr`` for instance.
-        prompts: Fields of `PromptSettings` that differ for this row, ``jitter_max`` for instance.
+        options: Options of the method, `{"parametrization": "relative"}` for instance.
+        training: Fields of `TrainSettings` that differ for this row, `coefficient_lr` for instance.
+        prompts: Fields of `PromptSettings` that differ for this row, `jitter_max` for instance.
         train_images: Train on so many images, drawn by the cell's seed; not given: on all.
-        trials: The learning rates that this row tries in place of ``search.trials``, as many as those.
+        trials: The learning rates that this row tries in place of `search.trials`, as many as those.
         paper_trained_k: Trained parameters that the paper prints, in units of 1024.
         paper_gmac: What the paper prints as FLOPs (G) of the whole model: 10^9 multiply-accumulates.
     """
@@ -114,7 +116,7 @@ class Search:
     score on the held-out images are those that all seeds of the row train with, on all training images.
 
     Attributes:
-        trials: Learning rates to try, ``[{"learning_rate": 1e-4}, ...]``; ``coefficient_lr`` may stand beside.
+        trials: Learning rates to try, `[{"learning_rate": 1e-4}, ...]`; `coefficient_lr` may stand beside.
         held_out: Part of the training images that is held out.
         epochs: Passes of a trial over its images; not given: as many as the final training.
         seed: Draws the held-out images and trains the trials.
@@ -138,13 +140,13 @@ class Experiment:
         data: The data sets, one column each. None: nothing is trained, the cost of each row is counted.
         methods: The rows.
         model: SAM checkpoint: a folder, relative to the experiment file, or a hub id.
-        training: Fields of `TrainSettings` for all cells: ``recipe``, ``epochs``, ``learning_rate``, ...
+        training: Fields of `TrainSettings` for all cells: `recipe`, `epochs`, `learning_rate`, ...
         prompts: Fields of `PromptSettings` for all cells.
         evaluation: Fields of `EvalSettings`.
         seeds: One training per row, data set and seed.
         reference: Name of the row that differences are taken to.
-        search: How learning rates are chosen; not given: they are those of ``training``.
-        paper: What the paper reports, in percent: ``{row: {data set: {metric: value}}}``.
+        search: How learning rates are chosen; not given: they are those of `training`.
+        paper: What the paper reports, in percent: `{row: {data set: {metric: value}}}`.
         panels: Which images and rows to draw.
         notes: Sentences to print below the table.
         data_root: Data root where the command gives none, relative to the experiment file.
@@ -171,11 +173,11 @@ class Experiment:
     file: Path = Path("experiment.json")
 
     def row(self, name: str) -> MethodRow:
-        """The row called ``name``."""
+        """The row called `name`."""
         return next(row for row in self.methods if row.name == name)
 
     def source(self, name: str) -> DataSource:
-        """The data set called ``name``."""
+        """The data set called `name`."""
         return next(source for source in self.data if source.name == name)
 
     def model_path(self) -> str:
@@ -184,7 +186,7 @@ class Experiment:
         return str(beside) if beside.is_dir() else self.model
 
     def train_settings(self, source: DataSource, row: MethodRow, **more: Any) -> TrainSettings:
-        """The settings of a cell: the experiment's, over them the data set's, the row's, and ``more``; resolved."""
+        """The settings of a cell: the experiment's, over them the data set's, the row's, and `more`; resolved."""
         return TrainSettings(**{**self.training, **source.training, **row.training, **more}).resolved()
 
     def prompt_settings(self, source: DataSource, row: MethodRow) -> PromptSettings:
@@ -218,7 +220,7 @@ def load_experiment(path: str | Path) -> Experiment:
 
 
 def parse_experiment(content: Any, path: Path = Path("experiment.json")) -> Experiment:
-    """An experiment from what JSON holds; see `load_experiment`. Files in ``imports`` are executed first."""
+    """An experiment from what JSON holds; see `load_experiment`. Files in `imports` are executed first."""
     if not isinstance(content, dict):
         raise ExperimentError(f"{path}: an experiment is an object {{...}}, got {type(content).__name__}.")
     given = dict(content)

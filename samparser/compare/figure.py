@@ -1,5 +1,7 @@
 """The figure of a comparison: test images with the masks that trained rows predict for them."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ def require_drawing() -> None:
 
 
 def draw_figure(workspace: Workspace, report: Report) -> Path | None:
-    """Writes ``NAME.png`` with the experiment's panels: image, ground truth, and one panel for each row.
+    """Writes `NAME.png` with the experiment's panels: image, ground truth, and one panel for each row.
 
     The rows are those of the first seed, prompted with the tight boxes of the ground truth.
 

@@ -1,5 +1,7 @@
 """A comparison as a Markdown page and as one JSON file."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ _DASH = "–"
 
 
 def write_report(report: Report, output: Path) -> tuple[Path, Path]:
-    """Writes ``NAME.md`` and ``NAME.json`` and gives their paths."""
+    """Writes `NAME.md` and `NAME.json` and gives their paths."""
     page, numbers = output / f"{report.experiment.name}.md", output / f"{report.experiment.name}.json"
     write_text(numbers, json.dumps(report.to_json(), indent=1) + "\n")
     write_text(page, markdown(report))

@@ -1,4 +1,6 @@
-"""Which images and rows of an experiment are drawn: the field ``panels`` of an experiment file."""
+"""Which images and rows of an experiment are drawn: the field `panels` of an experiment file."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ class Panels:
 
     Attributes:
         rows: Names of the rows to draw, from left to right.
-        images: Test images of each data set, drawn by ``seed`` and by nothing else: scores take no part.
+        images: Test images of each data set, drawn by `seed` and by nothing else: scores take no part.
         seed: Of the draw.
     """
 

@@ -1,5 +1,7 @@
 """The cells of an experiment: what has to be trained and scored, and under which name its result stands."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,8 +19,8 @@ Kind = Literal["once", "trial", "seed"]
 class Cell:
     """One training and its scores, or the scores of a row that trains nothing.
 
-    ``kind`` is ``"trial"`` for the training number ``number`` of the search of learning rates, ``"seed"`` for the one
-    with the seed ``number``, and ``"once"`` for rows that train nothing, which need no seeds.
+    `kind` is `"trial"` for the training number `number` of the search of learning rates, `"seed"` for the one
+    with the seed `number`, and `"once"` for rows that train nothing, which need no seeds.
     """
 
     data: str

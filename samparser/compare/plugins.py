@@ -1,5 +1,7 @@
 """Python files that an experiment names: they add methods and layouts before the experiment is checked."""
 
+from __future__ import annotations
+
 import importlib.util
 import sys
 from collections.abc import Iterable

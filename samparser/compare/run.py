@@ -1,5 +1,7 @@
 """Runs what is missing of an experiment, then writes its table."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -29,11 +31,11 @@ def compare(
     cost: bool = True,
     say: Callable[[str], None] = print,
 ) -> Report:
-    """Trains and scores every cell whose result is not there yet and writes ``NAME.md`` and ``NAME.json``.
+    """Trains and scores every cell whose result is not there yet and writes `NAME.md` and `NAME.json`.
 
-    With ``panels`` it draws ``NAME.png`` as well. An experiment without data sets only counts what its rows cost.
+    With `panels` it draws `NAME.png` as well. An experiment without data sets only counts what its rows cost.
 
-    Each finished cell is one file in ``output/results``. A command that was stopped goes on where it was, also within
+    Each finished cell is one file in `output/results`. A command that was stopped goes on where it was, also within
     a training; the files of cells that are finished are never written again.
 
     Args:
@@ -47,7 +49,7 @@ def compare(
         say: Gets one line for each finished cell.
 
     Raises:
-        ExperimentError: Data are missing, or a result in ``output`` was made with other settings.
+        ExperimentError: Data are missing, or a result in `output` was made with other settings.
         CellError: A cell failed; those that are finished are kept.
     """
     if processes < 1:

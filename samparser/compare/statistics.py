@@ -1,5 +1,7 @@
 """Means, deviations, and differences of paired scores with standard errors."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ class Spread:
 class Difference:
     """A mean difference of paired scores with its standard error.
 
-    ``error`` is None where there is only one pair. ``seeds`` and ``units`` are how many of each went in, ``freedom``
+    `error` is None where there is only one pair. `seeds` and `units` are how many of each went in, `freedom`
     the error's degrees of freedom after Satterthwaite: few where few seeds make up most of the error.
     """
 
@@ -52,7 +54,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def paired_difference(mine: Sequence[Mapping[str, float]], theirs: Sequence[Mapping[str, float]]) -> Difference | None:
-    """The mean of ``mine - theirs`` over seeds and units (images or volumes), with its standard error.
+    """The mean of `mine - theirs` over seeds and units (images or volumes), with its standard error.
 
     Each seed contributes one difference per unit, of the same unit and the same seed on both sides. Seeds and units are
     both samples of what could have been, so both count as random: with S seeds and n units, the error's square is

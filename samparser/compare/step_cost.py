@@ -1,5 +1,7 @@
 """What a training step of a row takes in time and memory, measured in a process of its own."""
 
+from __future__ import annotations
+
 import copy
 import re
 import statistics
@@ -30,8 +32,8 @@ def measure_cost(workspace: Workspace, row: MethodRow) -> dict[str, Any]:
     the ratio is the median over the rounds.
 
     Returns:
-        ``macs`` (see `samparser.methods.cost.Cost`), ``step_seconds``, ``step_ratio``, ``peak_bytes`` above the model
-        (None where the system does not tell), ``trained``, ``bytes``.
+        `macs` (see `samparser.methods.cost.Cost`), `step_seconds`, `step_ratio`, `peak_bytes` above the model
+        (None where the system does not tell), `trained`, `bytes`.
     """
     experiment = workspace.experiment
     settings = experiment.train_settings(experiment.data[0], row)

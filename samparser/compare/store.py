@@ -1,5 +1,7 @@
 """The result files of a comparison: one JSON file per finished cell."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +14,7 @@ from .strict import ExperimentError
 
 
 class ResultStore:
-    """The folder ``results`` of a comparison.
+    """The folder `results` of a comparison.
 
     Args:
         output: The comparison's folder.
@@ -22,7 +24,7 @@ class ResultStore:
         self.folder = output / "results"
 
     def path(self, name: str) -> Path:
-        """Where the result called ``name`` stands."""
+        """Where the result called `name` stands."""
         return self.folder / f"{name}.json"
 
     def read(self, name: str) -> dict[str, Any] | None:

@@ -1,5 +1,7 @@
 """Dataclasses from JSON without tolerance: every unknown field and every wrong type is named with what is possible."""
 
+from __future__ import annotations
+
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields

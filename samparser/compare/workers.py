@@ -1,5 +1,7 @@
 """Runs cells one after another in this process, or several at once in processes of one thread each."""
 
+from __future__ import annotations
+
 import contextlib
 import multiprocessing
 from collections.abc import Iterator, Mapping

@@ -1,5 +1,7 @@
 """What the cells of a comparison share: the base model and the data sets, each opened once in a process."""
 
+from __future__ import annotations
+
 import copy
 import hashlib
 import json

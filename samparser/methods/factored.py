@@ -19,12 +19,12 @@ class Scale(nn.Module):
         self.p = nn.Parameter(torch.empty((rank, 1, 1) if spatial else (rank,), device="meta"))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The input, each channel times its coefficient."""
+        """Return the input, each channel times its coefficient."""
         return x * self.p
 
 
 def factored_form(tuned: nn.Module, plain: nn.Module) -> nn.Module | None:
-    """The plain model with a sequence V, p, U in the place of each layer whose coefficients `tuned` trains.
+    """Return the plain model with a sequence V, p, U in the place of each layer whose coefficients `tuned` trains.
 
     Works on shapes alone, so both models are on the meta device; `plain` is changed. What trains in `tuned` trains
     in what is returned. None where `tuned` trains anything but coefficients in such layers.

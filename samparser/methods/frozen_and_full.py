@@ -15,7 +15,7 @@ from .sam_parts import mask_decoder, neck
     paper='"Baseline" of Tables 3 and 5',
 )
 def zero_shot(model: nn.Module) -> nn.Module:
-    """The base model, frozen."""
+    """Leave the base model frozen."""
     return model
 
 
@@ -26,7 +26,7 @@ def zero_shot(model: nn.Module) -> nn.Module:
     paper='"Baseline†" of Tables 1 to 5',
 )
 def decoder(model: nn.Module) -> nn.Module:
-    """Trains the mask decoder, 4,058,340 parameters in every size of SAM."""
+    """Train the mask decoder, 4,058,340 parameters in every size of SAM."""
     mask_decoder(model).requires_grad_(True)
     return model
 
@@ -37,7 +37,7 @@ def decoder(model: nn.Module) -> nn.Module:
     trains_upstream=False,
 )
 def full_neck(model: nn.Module, decoder: bool = True) -> nn.Module:
-    """Trains the neck's convolutions and norms as they are: what reconstruction by coefficients is to be held against.
+    """Train the neck's convolutions and norms as they are: what reconstruction by coefficients is to be held against.
 
     `decoder`: also train the mask decoder.
     """
@@ -48,7 +48,7 @@ def full_neck(model: nn.Module, decoder: bool = True) -> nn.Module:
 
 @method("full", summary="every weight of the model", trains_upstream=True)
 def full(model: nn.Module) -> nn.Module:
-    """Trains image encoder, prompt encoder and mask decoder.
+    """Train image encoder, prompt encoder and mask decoder.
 
     The random frequencies of the positional encoding stay as they are: in SAM they are constants, which transformers
     stores as a parameter.

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from samparser.methods import build
-from samparser.methods.cost import _counter, count_macs, count_parameters, meta_sam, method_costs
+from samparser.methods.cost import _counter, count_macs, count_parameters, meta_sam, method_cost
 from tests.conftest import make_tiny_sam, tiny_sam_config
 
 
@@ -61,7 +61,7 @@ def test_more_prompts_cost_more_decoder_and_no_more_encoder():
 
 
 def test_coefficients_can_be_counted_in_the_form_that_their_layers_run_in():
-    (cost,) = method_costs(["samparser"], tiny_sam_config(), factored=False)
+    cost = method_cost("samparser", config=tiny_sam_config(), factored=False)
     assert cost.form == "as run"
     assert cost.forward_macs >= cost.merged_macs
     assert cost.step_macs > cost.forward_macs
@@ -69,4 +69,4 @@ def test_coefficients_can_be_counted_in_the_form_that_their_layers_run_in():
 
 def test_an_unknown_method_is_refused():
     with pytest.raises(ValueError, match="no method 'x'"):
-        method_costs(["x"])
+        method_cost("x")

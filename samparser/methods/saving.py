@@ -1,0 +1,89 @@
+"""Saves what a method trained to a folder, whole or not at all; `folder` says which files that are."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from samparser._files import filling_folder
+
+from .base_check import fingerprint, frozen_tensors, weight_dtype
+from .folder import METHOD_FILE, PEFT_CONFIG, TENSOR_FILE, MethodFile
+from .registry import AppliedMethod, applied_method
+
+# PEFT methods that compare the base with what they were trained on when they are loaded.
+_COMPARES_THE_BASE = {"SVD_COEFFICIENT"}
+
+
+def save_trained(model: nn.Module, folder: str | Path) -> None:
+    """Save what the model's method trained, and nothing of the base model.
+
+    The files are written aside and moved into place, so an interrupted call leaves an earlier save as it was. Wrappers
+    of data-parallel training and of torch.compile are looked through.
+
+    Raises:
+        ValueError: The model comes from no method and carries no PEFT adapter; or the folder holds the trained part of
+            a model saved in the other format.
+        NotADirectoryError: `folder` is a file.
+    """
+    folder = Path(folder)
+    model = _unwrapped(model)
+    applied = applied_method(model)
+    is_peft = isinstance(model, PeftModel)
+    if applied is None and not is_peft:
+        raise ValueError(
+            f"This {type(model).__name__} comes from no method and carries no PEFT adapter, so there is no telling "
+            f"what was trained. Use samparser.methods.build(), or save the whole model with save_pretrained()."
+        )
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; name a folder to save the trained part in.")
+    other = TENSOR_FILE if is_peft else PEFT_CONFIG
+    if (folder / other).exists():
+        raise ValueError(
+            f"{folder} already holds {other}, the trained part of another method. Choose another folder, or remove it."
+        )
+    with filling_folder(folder, last=(PEFT_CONFIG, METHOD_FILE)) as stage:
+        if is_peft:
+            if (folder / "README.md").is_file():  # PEFT carries on the card that it finds
+                shutil.copyfile(folder / "README.md", stage / "README.md")
+            cast(Any, model).save_pretrained(stage, save_embedding_layers=False)
+        elif tensors := trained_tensors(model):
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(tensors, stage / TENSOR_FILE, metadata={"format": "pt"})
+        if applied is not None:
+            _method_file(model, applied).write(stage)
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that would be saved, by the name they have in the file."""
+    if isinstance(model, PeftModel):
+        return get_peft_model_state_dict(model, save_embedding_layers=False)
+    applied = applied_method(model)
+    if applied is None:
+        return {}
+    state = model.state_dict(keep_vars=True)
+    return {name: state[name] for name in applied.trained}
+
+
+def _method_file(model: nn.Module, applied: AppliedMethod) -> MethodFile:
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    peft_types = {str(config.peft_type.value) for config in getattr(model, "peft_config", {}).values()}
+    base = None
+    if not peft_types & _COMPARES_THE_BASE:
+        base = {"dtype": weight_dtype(plain), "weights": fingerprint(frozen_tensors(model, applied.trained))}
+    return MethodFile(applied.name, applied.options, getattr(plain, "name_or_path", None) or None, base)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):  # what torch.compile returns
+            model = inner
+        else:
+            return model
