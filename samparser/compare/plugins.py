@@ -13,7 +13,7 @@ _imported: set[Path] = set()
 
 
 def import_files(files: Iterable[Path]) -> None:
-    """Executes Python files, each once in a process.
+    """Execute Python files, each once in a process.
 
     Raises:
         ExperimentError: A file is not there or fails; the message names it.

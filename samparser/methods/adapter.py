@@ -34,10 +34,8 @@ class AdaptedVisionLayer(SamVisionLayer):
 
     def __init__(self, layer: SamVisionLayer, adapter: nn.Module) -> None:
         nn.Module.__init__(self)
-        self.layer_norm1 = layer.layer_norm1
-        self.attn = layer.attn
-        self.layer_norm2 = layer.layer_norm2
-        self.mlp = layer.mlp
+        for name, part in layer.named_children():
+            setattr(self, name, part)
         self.window_size = layer.window_size
         self.adapter = adapter
         for name in ("gradient_checkpointing", "_gradient_checkpointing_func"):

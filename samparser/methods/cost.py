@@ -33,6 +33,7 @@ class Cost:
     Attributes:
         method: Its name.
         trained: Trained parameters.
+        bytes_on_disk: Size of the file of the trained part.
         forward_macs: The model's forward in training, with whatever the method adds.
         step_macs: Forward and backward of one training step; the forward alone where nothing trains.
         cached_step_macs: The same where the features that enter the neck are cached; None where they change.
@@ -43,6 +44,7 @@ class Cost:
 
     method: str
     trained: int
+    bytes_on_disk: int
     forward_macs: int
     step_macs: int
     cached_step_macs: int | None
@@ -114,12 +116,13 @@ def method_cost(
     method = get_method(name)
     plain, _ = count_macs(meta_sam(config).requires_grad_(False))
     model = build(name, meta_sam(config), **(options or {}))
-    trained = describe(model).total
+    about = describe(model)
     layers = factored_form(model, meta_sam(config)) if factored else None
     forward, step = count_macs(layers or model)
     return Cost(
         method=name,
-        trained=trained,
+        trained=about.total,
+        bytes_on_disk=about.bytes_on_disk,
         forward_macs=forward,
         step_macs=step,
         cached_step_macs=None if method.trains_upstream else step - _upstream_macs(config),
