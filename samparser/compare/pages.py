@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from samparser._files import write_text
 
 from .collect import Column, Report
 from .experiment import RATES, MethodRow
 from .statistics import Difference, Spread
-from .tables import DASH, cost_table, count_table, number, table
+from .tables import DASH, cost_table, number, table
 
 _COUNTED = (
     "1 K is 1024 parameters. 1 GMAC is 10^9 multiplications with additions, half of what are usually called FLOPs; "
@@ -25,7 +26,7 @@ _TITLES = {"miou": "mIoU", "f1": "F1", "dsc": "DSC"}
 
 
 def write_report(report: Report, output: Path) -> tuple[Path, Path]:
-    """Writes `NAME.md` and `NAME.json` and gives their paths."""
+    """Write `NAME.md` and `NAME.json` and return their paths."""
     page, numbers = output / f"{report.experiment.name}.md", output / f"{report.experiment.name}.json"
     write_text(numbers, json.dumps(report.to_json(), indent=1) + "\n")
     write_text(page, markdown(report))
@@ -44,11 +45,11 @@ def markdown(report: Report) -> str:
     for column in report.columns:
         parts += [f"## {column.source.title}", _scores(report, column)]
     if not report.columns:
-        parts.append(count_table(report))
+        parts.append(cost_table(report))
     elif experiment.panels is not None:
         parts += ["## Figure", f"![image, ground truth and predictions]({experiment.name}.png)"]
     if report.columns and report.costs:
-        parts += ["## Cost", cost_table(report)]
+        parts += ["## Cost", cost_table(report), _measured(next(iter(report.costs.values())))]
     if report.columns:
         parts += ["## Training", _training(report)]
     notes = (*_conventions(report), *experiment.notes)
@@ -107,6 +108,14 @@ def _scores(report: Report, column: Column) -> str:
     return table(head, lines)
 
 
+def _measured(cost: dict[str, Any]) -> str:
+    where = f"on {cost['device']}" + (f" with {cost['threads']} threads" if cost["device"] == "cpu" else "")
+    return (
+        f"One image of the model's full size, one box, no cache, {where}; times are medians of {cost['rounds']} steps "
+        "that alternate with the reference's. 1 K is 1024 parameters, 1 GMAC 10^9 multiplications with their additions."
+    )
+
+
 def _training(report: Report) -> str:
     head = ["data", "row", "from cache", "s / step", "rates", "trials (rates: score on the images held out)"]
     lines = []
@@ -140,7 +149,7 @@ def _set_rates(report: Report, column: Column, row: MethodRow) -> dict[str, floa
 
 
 def _edge(report: Report, row: MethodRow, rates: dict[str, float]) -> str:
-    """A word where the best rate is the smallest or largest that was tried, so that a better one may lie beyond."""
+    """Add a word where the best rate is the smallest or largest that was tried, so that a better one may lie beyond."""
     for name, value in rates.items():
         tried = [trial[name] for trial in report.experiment.trials(row) if name in trial]
         if len(set(tried)) > 1 and value in (min(tried), max(tried)):

@@ -16,7 +16,6 @@ class Spread:
 
     mean: float
     deviation: float | None
-    count: int
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,9 @@ def spread(values: Sequence[float]) -> Spread:
     """Return mean and standard deviation (n - 1) of one score per seed.
 
     >>> spread([1.0, 2.0, 3.0])
-    Spread(mean=2.0, deviation=1.0, count=3)
+    Spread(mean=2.0, deviation=1.0)
     """
-    return Spread(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+    return Spread(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
 def paired_difference(mine: Sequence[Mapping[str, float]], theirs: Sequence[Mapping[str, float]]) -> Difference | None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from .collect import Report
-from .experiment import MethodRow
 
 DASH = "–"
 # The paper's K; a GMAC is 10^9 multiply-accumulates.
@@ -35,58 +33,42 @@ def number(value: float | None, times: float = 1, form: str = ".1f") -> str:
 
 
 def cost_table(report: Report) -> str:
-    """Write what was counted and measured of each row, with a sentence on how."""
-    has_paper = any(row.paper_trained_k is not None for row in report.experiment.methods)
-    head = ["", "trained (K)", *(["paper"] if has_paper else []), "file (KB)", "forward (GMAC)", "merged (GMAC)"]
-    head += ["step (GMAC)", "cached step (GMAC)", "step (s)", "of the reference's", "peak above model (MiB)"]
-    lines = []
-    for row in report.experiment.methods:
-        if row.name not in report.costs:
-            continue
-        cost = report.costs[row.name]
-        line = [row.label, number(cost["trained"], _K)]
-        line += [number(row.paper_trained_k)] if has_paper else []
-        line.append(number(cost["bytes"], _K, ",.0f"))
-        line += [number(cost["macs"][name], _G, ".4g") for name in ("forward", "merged", "step", "cached_step")]
-        line += [number(cost["step_seconds"], form=".3g"), number(cost["step_ratio"], form=".2f")]
-        lines.append([*line, number(cost["peak_bytes"], _MIB, ",.0f")])
-    some = next(iter(report.costs.values()))
-    where = f"on {some['device']}" + (f" with {some['threads']} threads" if some["device"] == "cpu" else "")
-    note = (
-        f"One image of the model's full size, one box, no cache, {where}; times are medians of {some['rounds']} steps "
-        "that alternate with the reference's. 1 K is 1024 parameters, 1 GMAC 10^9 multiplications with their additions."
-    )
-    return f"{table(head, lines)}\n\n{note}"
+    """Write what each row costs, with the paper's figures beside: counted, and measured where the rows were trained."""
+    experiment = report.experiment
+    rows = [row for row in experiment.methods if row.name in report.costs]
+    costs = [report.costs[row.name] for row in rows]
+    reference, base = experiment.row(experiment.reference), report.costs[experiment.reference]
+    paper_k, paper_gmac = [row.paper_trained_k for row in rows], [row.paper_gmac for row in rows]
+    columns = [[row.label for row in rows]]
+    head = [""]
+
+    def add(title: str, values: Iterable[float | None], times: float = 1, form: str = ".1f") -> None:
+        head.append(title)
+        columns.append([number(value, times, form) for value in values])
+
+    add("trained (K)", [cost["trained"] for cost in costs], _K)
+    if any(paper_k):
+        add("paper", paper_k)
+    if not report.columns:
+        add("extra (K)", [cost["trained"] - base["trained"] for cost in costs], _K, "+.1f")
+        add("paper", _beyond(paper_k, reference.paper_trained_k), form="+.1f")
+    add("file (KB)", [cost["bytes"] for cost in costs], _K, ",.0f")
+    add("forward (GMAC)", [cost["macs"]["forward"] for cost in costs], _G, ".2f")
+    if not report.columns:
+        add("paper", paper_gmac)
+        add("extra", [cost["macs"]["forward"] - base["macs"]["forward"] for cost in costs], _G, "+.2f")
+        add("paper", _beyond(paper_gmac, reference.paper_gmac), form="+.1f")
+        add("extra merged", [cost["macs"]["merged"] - base["macs"]["merged"] for cost in costs], _G, "+.2f")
+    else:
+        add("merged (GMAC)", [cost["macs"]["merged"] for cost in costs], _G, ".2f")
+    for title, name in (("step (GMAC)", "step"), ("cached step (GMAC)", "cached_step")):
+        add(title, [cost["macs"][name] if cost["trained"] else None for cost in costs], _G, ".4g")
+    if report.columns:
+        add("step (s)", [cost["step_seconds"] for cost in costs], form=".3g")
+        add("of the reference's", [cost["step_ratio"] for cost in costs], form=".2f")
+        add("peak above model (MiB)", [cost["peak_bytes"] for cost in costs], _MIB, ",.0f")
+    return table(head, zip(*columns, strict=True))
 
 
-def count_table(report: Report) -> str:
-    """Write what was counted of each row, what it has beyond the reference, and the paper's figures beside."""
-    reference = report.experiment.row(report.experiment.reference)
-    head = ["", "trained (K)", "paper", "extra (K)", "paper", "file (KB)", "forward (GMAC)", "paper"]
-    head += ["extra", "paper", "extra merged", "step (GMAC)", "cached step (GMAC)"]
-    lines = [_counted(row, report.costs[row.name], reference, report.costs[reference.name])
-             for row in report.experiment.methods]  # fmt: skip
-    return table(head, lines)
-
-
-def _counted(row: MethodRow, cost: dict[str, Any], reference: MethodRow, base: dict[str, Any]) -> list[str]:
-    macs, other = cost["macs"], base["macs"]
-    steps = (macs["step"], macs["cached_step"]) if cost["trained"] else (None, None)
-    return [
-        row.label,
-        number(cost["trained"], _K),
-        number(row.paper_trained_k),
-        number(cost["trained"] - base["trained"], _K, "+.1f"),
-        number(_minus(row.paper_trained_k, reference.paper_trained_k), form="+.1f"),
-        number(cost["bytes"], _K, ",.0f"),
-        number(macs["forward"], _G, ".2f"),
-        number(row.paper_gmac),
-        number(macs["forward"] - other["forward"], _G, "+.2f"),
-        number(_minus(row.paper_gmac, reference.paper_gmac), form="+.1f"),
-        number(macs["merged"] - other["merged"], _G, "+.2f"),
-        *(number(step, _G, ".4g") for step in steps),
-    ]
-
-
-def _minus(value: float | None, other: float | None) -> float | None:
-    return None if value is None or other is None else value - other
+def _beyond(values: Iterable[float | None], reference: float | None) -> list[float | None]:
+    return [None if value is None or reference is None else value - reference for value in values]

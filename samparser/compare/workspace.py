@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from samparser._hashing import sha256_of
 from samparser.data import SegmentationDataset, open_dataset
 from samparser.data.splits import volume_of
 from samparser.methods import METHODS, build
@@ -88,7 +88,7 @@ class Workspace:
     def weights(self) -> str:
         """A hash of all weights of the base model."""
         hashes = fingerprint(self.base.state_dict())
-        return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
+        return sha256_of(json.dumps(hashes, sort_keys=True))[:16]
 
     def sets(self, source: DataSource) -> tuple[SegmentationDataset, SegmentationDataset]:
         """Return the training and the test images of a data set.
@@ -213,5 +213,4 @@ def _some(dataset: SegmentationDataset, count: int, seed: int, source: DataSourc
 
 
 def _names(dataset: SegmentationDataset) -> str:
-    digest = hashlib.sha256("\n".join(dataset.names).encode()).hexdigest()[:16]
-    return f"{len(dataset)} images, names {digest}"
+    return f"{len(dataset)} images, names {sha256_of(chr(10).join(dataset.names))[:16]}"

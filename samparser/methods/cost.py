@@ -64,13 +64,12 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
 
 
-def count_macs(model: nn.Module, *, prompts: int = 1) -> tuple[int, int]:
-    """Count the multiply-accumulates of a SAM on one image of its full size: of the forward and of a training step.
+def count_macs(model: nn.Module) -> tuple[int, int]:
+    """Count the multiply-accumulates of a SAM on one image of its full size and one box: of the forward and of a step.
 
     Args:
         model: A SamModel, plain or tuned, on any device. Off the meta device a copy without weights is counted. It is
             counted as it is in training where something trains, and in evaluation where nothing does.
-        prompts: Boxes, each of which is one run of the mask decoder.
 
     Returns:
         The MACs of the forward, and those of forward and backward: the gradients of all that trains. Where nothing
@@ -80,7 +79,7 @@ def count_macs(model: nn.Module, *, prompts: int = 1) -> tuple[int, int]:
         model = copy.deepcopy(model).to("meta")
     vision: Any = cast(Any, model).config.vision_config
     pixels = torch.empty(1, vision.num_channels, vision.image_size, vision.image_size, device="meta")
-    boxes = torch.empty(1, prompts, 4, device="meta")
+    boxes = torch.empty(1, 1, 4, device="meta")
     trains = count_parameters(model)[1] > 0
     was_training = model.training
     model.train(trains)
@@ -96,18 +95,16 @@ def count_macs(model: nn.Module, *, prompts: int = 1) -> tuple[int, int]:
     return forward, counter.get_total_flops() // _FLOPS_PER_MAC
 
 
-def method_cost(
-    name: str, options: Mapping[str, Any] | None = None, config: SamConfig | None = None, *, factored: bool = True
-) -> Cost:
+def method_cost(name: str, options: Mapping[str, Any] | None = None, config: SamConfig | None = None) -> Cost:
     """Count what one method costs, without weights and without data.
+
+    Layers whose coefficients train are counted as `y = U (p * (V x))`, in whatever form they run: the additional MACs
+    of this form are what the paper prints.
 
     Args:
         name: The method.
         options: Its options; those that are not given take their defaults.
         config: Another SAM than ViT-B at 1024 pixels.
-        factored: Whether to count layers whose coefficients train as `y = U (p * (V x))`, the form whose additional
-            MACs are what the paper prints. Otherwise they are counted in the form that they run in here, which
-            depends on the layer's shape and on the version of samparser.
 
     Raises:
         ValueError: The method is unknown.
@@ -117,7 +114,7 @@ def method_cost(
     plain, _ = count_macs(meta_sam(config).requires_grad_(False))
     model = build(name, meta_sam(config), **(options or {}))
     about = describe(model)
-    layers = factored_form(model, meta_sam(config)) if factored else None
+    layers = factored_form(model, meta_sam(config))
     forward, step = count_macs(layers or model)
     return Cost(
         method=name,

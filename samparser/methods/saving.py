@@ -11,8 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from samparser._files import filling_folder
+from samparser.tuner import SVDCoefficientConfig
 
 from .base_check import fingerprint, frozen_tensors, weight_dtype
+from .card import write_card
 from .folder import METHOD_FILE, PEFT_CONFIG, TENSOR_FILE, MethodFile
 from .registry import AppliedMethod, applied_method
 
@@ -52,6 +54,9 @@ def save_trained(model: nn.Module, folder: str | Path) -> None:
             if (folder / "README.md").is_file():  # PEFT carries on the card that it finds
                 shutil.copyfile(folder / "README.md", stage / "README.md")
             cast(Any, model).save_pretrained(stage, save_embedding_layers=False)
+            for name, config in cast(Any, model).peft_config.items():
+                if isinstance(config, SVDCoefficientConfig):
+                    write_card(stage if name == "default" else stage / name)
         elif tensors := trained_tensors(model):
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             save_file(tensors, stage / TENSOR_FILE, metadata={"format": "pt"})
