@@ -111,11 +111,11 @@ def _chosen(settings: Any) -> str:
     """What the recipe filled in and what differs from the defaults, by name."""
     from samparser.training import RECIPES
 
-    resolved = settings.resolved()
-    shown = ["coefficient_lr", *RECIPES[resolved.recipe]]
-    shown += [part.name for part in fields(resolved) if getattr(resolved, part.name) != part.default]
-    names = [name for name in dict.fromkeys(shown) if name != "recipe"]
-    return f"recipe {resolved.recipe}: " + ", ".join(f"{name} {getattr(resolved, name)}" for name in names)
+    defaults = {part.name: part.default for part in fields(settings)}
+    shown = ["coefficient_lr", *RECIPES[settings.recipe]]
+    shown += [name for name in settings.usual() if getattr(settings, name) != defaults[name]]
+    names = [name for name in dict.fromkeys(shown) if name not in ("recipe", "output_dir")]
+    return f"recipe {settings.recipe}: " + ", ".join(f"{name} {getattr(settings, name)}" for name in names)
 
 
 def _train(arguments: Sequence[str]) -> int:
@@ -127,6 +127,8 @@ def _train(arguments: Sequence[str]) -> int:
 
     types = (TrainCommand, DataSettings, PromptSettings, TrainSettings, EvalSettings)
     command, data, prompts, settings, scoring = _parse("train", types, arguments)
+    if settings.output_dir is None:
+        raise ValueError("--output_dir is missing: the folder that the run is to write.")
     try:
         options = json.loads(command.method_options)
     except ValueError as error:
@@ -147,14 +149,13 @@ def _train(arguments: Sequence[str]) -> int:
         "train_split": command.train_split,
         "eval_split": command.eval_split,
     }
-    _say(f"{_chosen(settings)} (all settings: {Path(command.output) / 'settings.json'})")
+    _say(f"{_chosen(settings)} (all settings: {Path(settings.output_dir) / 'settings.json'})")
     result = train(
         model,
         processor,
         train_set,
         eval_set,
         settings,
-        output=command.output,
         prompts=prompts,
         eval_settings=scoring,
         resume=command.resume,
@@ -275,7 +276,7 @@ def _compare(arguments: Sequence[str]) -> int:
     experiment = load_experiment(command.experiment)
     experiment = select(experiment, data=command.data, rows=command.rows, seeds=command.seeds)
     if command.epochs is not None:
-        experiment = with_settings(experiment, epochs=command.epochs)
+        experiment = with_settings(experiment, num_train_epochs=command.epochs)
     report = compare(
         experiment,
         output=command.output,

@@ -40,16 +40,15 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
     """
     experiment = workspace.experiment
     source, row = experiment.source(cell.data), experiment.row(cell.row)
-    settings = train_settings_of(experiment, source, row, cell, rates)
+    folder = workspace.output / "runs" / cell.name
     features = str(workspace.output / "features") if workspace.cached(cell) else None
-    settings = TrainSettings(**{**settings.to_dict(), "cache": features})
+    settings = train_settings_of(experiment, source, row, cell, rates, output_dir=str(folder), cache=features)
     train_set, test_set = workspace.sets_of(cell)
     start = time.perf_counter()
     # A method that starts at random starts from the cell's seed.
     set_seed(settings.seed)
     model = build(row.method, workspace.new_model(), **row.options)
     trained = describe(model)
-    folder = workspace.output / "runs" / cell.name
     timing: dict[str, Any] = {"steps": 0, "seconds_per_step": None}
     if cell.kind == "once":
         scores = _scores_of(workspace, model, test_set, settings)
@@ -62,7 +61,6 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
             train_set,
             test_set,
             settings,
-            output=folder,
             prompts=experiment.prompt_settings(source, row),
             eval_settings=experiment.eval_settings(),
             resume=resume,
@@ -92,7 +90,7 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
             **timing,
             "cached": features is not None,
             "threads": torch.get_num_threads(),
-            "device": _device(settings),
+            "device": str(settings.device),
             "total_seconds": time.perf_counter() - start,
         },
         "versions": versions(),
@@ -129,7 +127,7 @@ def _prepare(folder: Path) -> bool:
 
 
 def _scores_of(workspace: Workspace, model: Any, test_set: Any, settings: TrainSettings) -> ScoreTable:
-    model = model.to(_device(settings))
+    model = model.to(settings.device)
     scoring = workspace.experiment.eval_settings()
     cache = open_cache(model, workspace.processor, settings)
     if cache is None:
@@ -137,11 +135,6 @@ def _scores_of(workspace: Workspace, model: Any, test_set: Any, settings: TrainS
     cache.fill(test_set)
     with cache.feeding() as fed:
         return evaluate(model, fed, test_set, scoring)
-
-
-def _device(settings: TrainSettings) -> str:
-    accelerator = torch.accelerator.current_accelerator(check_available=True) if settings.device == "auto" else None
-    return str(accelerator or "cpu")
 
 
 def _plain(value: Any) -> Any:

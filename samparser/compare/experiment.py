@@ -26,15 +26,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 # What a comparison decides itself; a file that sets these would make its rows incomparable or its test set a
 # validation set.
 _OWN_TRAINING = (
-    *("seed", "cache", "cache_projected", "cache_limit_gb", "eval_every", "eval_limit"),
-    *("metric", "patience", "keep_checkpoints", "report_to", "score_before"),
+    *("output_dir", "seed", "cache", "cache_projected", "cache_limit_gb", "eval_strategy", "eval_steps", "eval_limit"),
+    *("metric_for_best_model", "load_best_model_at_end", "early_stopping_patience", "save_total_limit", "report_to"),
+    *("score_before", "push_to_hub", "hub_model_id"),
 )
 _OWN_DATA = ("data", "layout", "limit", "scan")
 RATES = ("learning_rate", "coefficient_lr")
 
 
 def _training_fields() -> list[str]:
-    return [part.name for part in fields(TrainSettings) if part.name not in _OWN_TRAINING]
+    return [name for name in TrainSettings.usual() if name not in _OWN_TRAINING]
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Experiment:
         data: The data sets, one column each. None: nothing is trained, the cost of each row is counted.
         methods: The rows.
         model: SAM checkpoint: a folder, relative to the experiment file, or a hub id.
-        training: Fields of `TrainSettings` for all cells: ``recipe``, ``epochs``, ``learning_rate``, ...
+        training: Fields of `TrainSettings` for all cells: ``recipe``, ``num_train_epochs``, ``learning_rate``, ...
         prompts: Fields of `PromptSettings` for all cells.
         evaluation: Fields of `EvalSettings`.
         seeds: One training per row, data set and seed.
@@ -184,8 +185,8 @@ class Experiment:
         return str(beside) if beside.is_dir() else self.model
 
     def train_settings(self, source: DataSource, row: MethodRow, **more: Any) -> TrainSettings:
-        """The settings of a cell: the experiment's, over them the data set's, the row's, and ``more``; resolved."""
-        return TrainSettings(**{**self.training, **source.training, **row.training, **more}).resolved()
+        """The settings of a cell: the experiment's, over them the data set's, the row's, and ``more``."""
+        return TrainSettings(**{**self.training, **source.training, **row.training, **more})
 
     def prompt_settings(self, source: DataSource, row: MethodRow) -> PromptSettings:
         """The prompts of a cell, put together like its settings."""
@@ -373,7 +374,7 @@ def with_settings(experiment: Experiment, **training: Any) -> Experiment:
     except ValueError as error:
         raise ExperimentError(f"settings: {error}") from error
     search = experiment.search
-    if search is not None and "epochs" in given:
+    if search is not None and "num_train_epochs" in given:
         search = replace(search, epochs=None)
     return replace(
         experiment,

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from samparser._extras import require
 from samparser.data import Sample
@@ -90,7 +89,5 @@ def _masks(workspace: Workspace, column: Column, row: MethodRow, samples: list[S
                 f"{cell.name}.json to train it again, or take `panels` out of the experiment."
             )
         model = load_trained(model, adapter)
-    settings = experiment.train_settings(column.source, row)
-    accelerator = torch.accelerator.current_accelerator(check_available=True) if settings.device == "auto" else None
-    model = model.to(accelerator or "cpu")
+    model = model.to(experiment.train_settings(column.source, row).device)
     return [predict(model, workspace.processor, sample.image, sample.boxes) for sample in samples]

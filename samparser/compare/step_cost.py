@@ -14,7 +14,7 @@ from torch import nn
 from samparser.methods import build, describe
 from samparser.methods.cost import method_cost
 from samparser.training import TrainSettings
-from samparser.training.trainer import batch_loss, mask_logits, parameter_groups
+from samparser.training.trainer import batch_loss, fused_adam, mask_logits, parameter_groups
 
 from .experiment import Experiment, MethodRow
 from .workspace import Workspace
@@ -35,8 +35,7 @@ def measure_cost(workspace: Workspace, row: MethodRow) -> dict[str, Any]:
     """
     experiment = workspace.experiment
     settings = experiment.train_settings(experiment.data[0], row)
-    accelerator = torch.accelerator.current_accelerator(check_available=True) if settings.device == "auto" else None
-    device = torch.device(accelerator or "cpu")
+    device = settings.device
     cost = method_cost(row.method, row.options, config=getattr(workspace.base, "config", None))
     model = _build(workspace, row).to(device)
     about = describe(model)
@@ -104,7 +103,7 @@ def _step(model: nn.Module, settings: TrainSettings, device: torch.device) -> Ca
     if not groups:
         model.eval()
         return lambda: _forward(model, batch)
-    optimizer = torch.optim.Adam(groups, weight_decay=settings.weight_decay or 0.0, fused=True)
+    optimizer = fused_adam(groups, settings)
     model.train()
 
     def step() -> None:

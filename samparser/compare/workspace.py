@@ -17,6 +17,8 @@ from samparser.data.splits import volume_of
 from samparser.methods import METHODS
 from samparser.methods.base_check import fingerprint
 from samparser.sam import load_sam
+from samparser.training import TrainSettings
+from samparser.training.settings import MAY_DIFFER
 
 from .experiment import DataSource, Experiment, MethodRow
 from .plan import Cell
@@ -25,10 +27,10 @@ from .strict import ExperimentError
 # Up to so many images are read once, so that a bad file or an image without instance is left out of both splits.
 _SCANNED_UP_TO = 2000
 # What does not change a result, or is recorded with it under another name.
-_NOT_COMPARED = (
-    *("workers", "log_every", "device", "report_to", "keep_checkpoints", "cache", "cache_limit_gb", "cache_projected"),
-    *("eval_every", "eval_limit", "metric", "patience", "recipe", "score_before", "allow_shared"),
-)
+_NOT_COMPARED = MAY_DIFFER | {
+    *("cache_projected", "recipe", "score_before", "eval_strategy", "eval_steps", "eval_limit"),
+    *("metric_for_best_model", "load_best_model_at_end", "early_stopping_patience"),
+}
 
 
 def require_data(sources: Sequence[DataSource], root: Path) -> None:
@@ -138,7 +140,7 @@ class Workspace:
         experiment = self.experiment
         source, row = experiment.source(cell.data), experiment.row(cell.row)
         train_set, test_set = self.sets_of(cell)
-        training = train_settings_of(experiment, source, row, cell, rates).to_dict()
+        training = train_settings_of(experiment, source, row, cell, rates).recorded()
         settings: dict[str, Any] = {
             "model": {"name": experiment.model, "weights": self.weights},
             "method": row.method,
@@ -162,17 +164,17 @@ class Workspace:
 
 
 def train_settings_of(
-    experiment: Experiment, source: DataSource, row: MethodRow, cell: Cell, rates: Mapping[str, float]
-) -> Any:
-    """The training settings of a cell, with the rates that were chosen for it or that it tries."""
-    more: dict[str, Any] = {**rates, "eval_every": "never", "report_to": "none", "seed": cell.number}
+    experiment: Experiment, source: DataSource, row: MethodRow, cell: Cell, rates: Mapping[str, float], **fields: Any
+) -> TrainSettings:
+    """The training settings of a cell, with the rates that were chosen for it or that it tries, and other fields."""
+    more: dict[str, Any] = {**fields, **rates, "eval_strategy": "no", "report_to": "none", "seed": cell.number}
     # A score of the test images before the first step is what the row that trains nothing gives.
     more["score_before"] = False
     search = experiment.search
     if cell.kind == "trial" and search is not None:
         more["seed"] = search.seed
         if search.epochs is not None:
-            more["epochs"] = search.epochs
+            more["num_train_epochs"] = search.epochs
     return experiment.train_settings(source, row, **more)
 
 

@@ -44,10 +44,13 @@ def put(place, **values):
         (put(("methods", 2), options={"rnak": 3}), ["'samparser'", "'rnak'", "parametrization, rank, save_basis"]),
         (put(("methods", 1), name="samparser"), ["the name 'samparser' occurs twice"]),
         (put(("methods", 1), train_images=0), ["train_images is 0", "at least 1"]),
-        (put(("methods", 1), training={"seed": 3}), ["methods[1].training", "no field 'seed'", "epochs"]),
+        (put(("methods", 1), training={"seed": 3}), ["methods[1].training", "no field 'seed'", "num_train_epochs"]),
         (put(("methods", 1), prompts={"jitter": 3}), ["no field 'jitter'", "jitter_max"]),
-        (put(("methods", 1), training={"epochs": "two"}), ["epochs must be a number or null, got 'two'"]),
-        (put(("methods", 1), training={"epochs": -2}), ["decoder on toy", "epochs is -2"]),
+        (
+            put(("methods", 1), training={"num_train_epochs": "two"}),
+            ["num_train_epochs must be a number or null, got 'two'"],
+        ),
+        (put(("methods", 1), training={"num_train_epochs": -2}), ["decoder on toy", "num_train_epochs is -2"]),
         (put(("data", 0), layout="cooc"), ["data[0]", "no layout 'cooc'", "'coco'", "nwpu"]),
         (put(("data", 0), test_split="eval"), ["no split 'eval'", "train, val, test"]),
         (put(("data", 0), test_split="train"), ["trains on 'train' and scores on 'train'"]),
@@ -84,13 +87,13 @@ def test_a_file_that_is_missing_or_no_json_is_named(tmp_path):
 
 def test_settings_come_from_the_experiment_then_the_data_set_then_the_row(changed):
     def change(content):
-        content["training"] = {"epochs": 1, "learning_rate": 1.0, "weight_decay": 3.0}
+        content["training"] = {"num_train_epochs": 1, "learning_rate": 1.0, "weight_decay": 3.0}
         content["data"][0]["training"] = {"learning_rate": 0.5, "weight_decay": 2.0}
         content["methods"][1]["training"] = {"weight_decay": 1.0}
 
     experiment = parse_experiment(changed(change))
     settings = experiment.train_settings(experiment.data[0], experiment.row("decoder"), learning_rate=0.25)
-    assert (settings.epochs, settings.learning_rate, settings.weight_decay) == (1, 0.25, 1.0)
+    assert (settings.num_train_epochs, settings.learning_rate, settings.weight_decay) == (1, 0.25, 1.0)
 
 
 def test_a_selection_keeps_the_reference_and_goes_on_counting_seeds(experiment):
@@ -105,12 +108,12 @@ def test_a_selection_keeps_the_reference_and_goes_on_counting_seeds(experiment):
 
 
 def test_epochs_for_a_trial_hold_in_every_cell(experiment):
-    shorter = with_settings(experiment, epochs=0.5)
-    assert {shorter.train_settings(shorter.data[0], row).epochs for row in shorter.methods} == {0.5}
+    shorter = with_settings(experiment, num_train_epochs=0.5)
+    assert {shorter.train_settings(shorter.data[0], row).num_train_epochs for row in shorter.methods} == {0.5}
     with pytest.raises(ExperimentError, match="no field 'epoch'"):
         with_settings(experiment, epoch=1)
     with pytest.raises(ExperimentError, match="epochs is -1"):
-        with_settings(experiment, epochs=-1)
+        with_settings(experiment, num_train_epochs=-1)
 
 
 @pytest.mark.parametrize("file", sorted(EXPERIMENTS.glob("*.json")), ids=lambda path: path.stem)

@@ -12,23 +12,18 @@ from samparser.training import EvalSettings, TrainSettings
     ],
 )
 def test_a_recipe_fills_in_what_the_paper_says(recipe, learning_rate, weight_decay, epochs, lambda_focal):
-    settings = TrainSettings(recipe=recipe).resolved()
+    settings = TrainSettings(recipe=recipe)
     assert settings.learning_rate == learning_rate
     assert settings.coefficient_lr == learning_rate
     assert settings.weight_decay == weight_decay
-    assert settings.epochs == epochs
+    assert settings.num_train_epochs == epochs
     assert settings.lambda_focal == lambda_focal
-    assert settings.batch_size == 1
+    assert settings.per_device_train_batch_size == 1
 
 
 def test_a_value_that_is_given_overrides_the_recipe():
-    settings = TrainSettings(recipe="medical", learning_rate=0.5, lambda_focal=0.0, weight_decay=0.0).resolved()
-    assert (settings.learning_rate, settings.weight_decay, settings.epochs) == (0.5, 0.0, 25)
-
-
-def test_resolving_twice_changes_nothing():
-    settings = TrainSettings(coefficient_lr=0.1).resolved()
-    assert settings.resolved() == settings
+    settings = TrainSettings(recipe="medical", learning_rate=0.5, lambda_focal=0.0, weight_decay=0.0)
+    assert (settings.learning_rate, settings.weight_decay, settings.num_train_epochs) == (0.5, 0.0, 25)
 
 
 @pytest.mark.parametrize(
@@ -38,11 +33,11 @@ def test_resolving_twice_changes_nothing():
         ("learning_rate", 0.0, "learning_rate is 0.0; it must be greater than 0"),
         ("coefficient_lr", -1.0, "coefficient_lr is -1.0"),
         ("weight_decay", -0.1, "weight_decay is -0.1; it must not be negative"),
-        ("batch_size", 0, "batch_size is 0; it must be at least 1"),
+        ("per_device_train_batch_size", 0, "per_device_train_batch_size is 0; it must be at least 1"),
         ("lambda_focal", 1.5, "lambda_focal is 1.5; it must lie between 0 and 1"),
-        ("eval_every", "daily", "eval_every is 'daily'"),
-        ("metric", "dice", "metric is 'dice'; known are miou, f1"),
-        ("keep_checkpoints", 1, "keep_checkpoints is 1; at least 2"),
+        ("eval_strategy", "daily", "eval_strategy is 'daily'; known are no, steps, epoch"),
+        ("metric_for_best_model", "dice", "metric_for_best_model is 'dice'; known are miou, f1"),
+        ("save_total_limit", 1, "save_total_limit is 1; at least 2"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_range(field, value, said):

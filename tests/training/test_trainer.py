@@ -18,7 +18,7 @@ def batch(toy_sets, tiny_processor):
     return collate([one, two])
 
 
-SETTINGS = TrainSettings().resolved()
+SETTINGS = TrainSettings()
 
 
 def test_the_loss_is_a_mean_over_the_instances_of_an_image_then_over_images(tiny_sam, batch):
@@ -50,7 +50,7 @@ def test_rows_that_pad_the_batch_do_not_count_whatever_they_hold(tiny_sam, batch
 
 def test_the_loss_at_the_decoders_resolution_sees_smaller_masks(tiny_sam, batch):
     logits = mask_logits(tiny_sam, batch).detach()
-    coarse = batch_loss(logits, batch, TrainSettings(loss_resolution="logits").resolved()).total
+    coarse = batch_loss(logits, batch, TrainSettings(loss_resolution="logits")).total
     fine = batch_loss(logits, batch, SETTINGS).total
     assert coarse.isfinite()
     assert coarse != fine
@@ -59,7 +59,7 @@ def test_the_loss_at_the_decoders_resolution_sees_smaller_masks(tiny_sam, batch)
 
 def test_coefficients_have_a_learning_rate_of_their_own(tiny_sam):
     model = get_peft_model(tiny_sam, SVDCoefficientConfig(target_modules=["neck"], modules_to_save=["mask_decoder"]))
-    settings = TrainSettings(learning_rate=1e-4, coefficient_lr=1e-2).resolved()
+    settings = TrainSettings(learning_rate=1e-4, coefficient_lr=1e-2)
     coefficients, rest = parameter_groups(model, settings)
     assert (coefficients["lr"], rest["lr"]) == (1e-2, 1e-4)
     assert [p.shape for p in coefficients["params"]] == [(24,), (32,)]

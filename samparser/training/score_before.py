@@ -1,8 +1,9 @@
 """Scores of the model before its first step, so that every run says whether tuning helped."""
 
+from __future__ import annotations
+
 import math
 import textwrap
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
@@ -20,7 +21,7 @@ ADVICE = (
 
 
 class ScoreBefore(TrainerCallback):
-    """Scores all validation images when a run begins at its first step, and keeps the table in the run folder.
+    """Score all validation images when a run begins at its first step, and keep the table in the run folder.
 
     Attributes:
         trainer: The trainer that the callback belongs to; set once it exists.
@@ -31,7 +32,7 @@ class ScoreBefore(TrainerCallback):
         self.trainer: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Scores and logs; a resumed run that is past its first step has the table already."""
+        """Score and log; a resumed run that is past its first step has the table already."""
         if state.global_step > 0:
             return
         trainer = self.trainer
@@ -48,13 +49,13 @@ class ScoreBefore(TrainerCallback):
 
 
 def scores_before(folder: RunFolder) -> ScoreTable | None:
-    """The table of the model before its first step, or None where a run did not make one."""
-    path: Path = folder.scores_before
+    """Return the table of the model before its first step, or None where a run did not make one."""
+    path = folder.scores_before
     return ScoreTable.from_csv(path) if path.is_file() else None
 
 
 def verdict(before: ScoreTable, after: ScoreTable) -> str:
-    """Both scores and their difference in two lines; if tuning made the masks worse, what to look at."""
+    """Return both scores and their difference as text; if tuning made the masks worse, what to look at."""
     lines = [f"{'':<22}{'mIoU %':>8}{'F1 %':>8}"]
     for title, table in (("before tuning", before), ("after tuning", after)):
         lines.append(f"{title:<22}{100 * table.miou:>8.2f}{100 * table.f1:>8.2f}")
