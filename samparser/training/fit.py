@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import EarlyStoppingCallback, IntervalStrategy, PrinterCallback, ProgressCallback
+from transformers import EarlyStoppingCallback, IntervalStrategy, PrinterCallback, ProgressCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from samparser._memory import TRAINING, advising
 from samparser.data.flips import RandomlyFlipped
@@ -193,12 +194,35 @@ def _run(
     if first_process:
         folder.remove_incomplete_checkpoints()
         # -1: a run without a checkpoint begins anew, before the row of step 0.
-        step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] if checkpoint else -1
+        step = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["global_step"] if checkpoint else -1
         folder.rewind_log(step)
     trainer.accelerator.wait_for_everyone()
     with lean_decoder(trainer.model), advising(TRAINING):
+        if checkpoint is not None and _take_up_ended(trainer, checkpoint):
+            return {}, _final_scores(trainer)
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return outcome.metrics, _final_scores(trainer)
+
+
+def _take_up_ended(trainer: SamTrainer, checkpoint: Path) -> bool:
+    """Load the weights to keep where training had ended with this checkpoint, since transformers takes a step more.
+
+    Returns:
+        Whether training had ended.
+    """
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    control = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
+    # A checkpoint of a shorter run that somebody put here is no end of this one.
+    if not control.get("should_training_stop", False) or trainer.args.max_steps not in (-1, state.max_steps):
+        return False
+    kept = checkpoint
+    if trainer.args.load_best_model_at_end and state.best_global_step:
+        kept = checkpoint.with_name(f"checkpoint-{state.best_global_step}")
+    trainer.state = state
+    trainer._load_from_checkpoint(str(kept))
+    scored = [row["step"] for row in state.log_history if "eval_miou" in row]
+    trainer.last_scored_step = scored[-1] if scored else None
+    return True
 
 
 def _final_scores(trainer: SamTrainer) -> ScoreTable | None:
@@ -209,4 +233,6 @@ def _final_scores(trainer: SamTrainer) -> ScoreTable | None:
     limited = trainer.args.eval_limit is not None
     if limited or trainer.last_scored_step != (chosen or trainer.state.global_step):
         trainer.evaluate(metric_key_prefix="final")
+    elif trainer.last_scores is None:
+        trainer.last_scores = trainer.score(trainer.eval_dataset)
     return trainer.last_scores

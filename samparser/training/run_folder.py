@@ -190,6 +190,6 @@ class RunFolder:
 
     def rewind_log(self, step: int) -> None:
         """Drop the rows after a step, so that the log of a resumed run equals that of an uninterrupted one."""
-        kept = [row for row in self.rows() if row.get("step", 0) <= step]
+        kept = [row for row in self.rows() if row.get("step", 0) <= step and "final_miou" not in row]
         if self.log.is_file():
             write_text(self.log, "".join(json.dumps(row) + "\n" for row in kept))

@@ -10,7 +10,6 @@ from transformers import TrainerCallback
 
 from samparser.scoring.table import ScoreTable
 
-from .evaluation import evaluate
 from .run_folder import RunFolder
 
 ADVICE = (
@@ -36,13 +35,7 @@ class ScoreBefore(TrainerCallback):
         if state.global_step > 0:
             return
         trainer = self.trainer
-        table = evaluate(
-            trainer.accelerator.unwrap_model(trainer.model),
-            trainer.processor,
-            trainer.eval_dataset,
-            trainer.eval_settings,
-            progress=not args.disable_tqdm,
-        )
+        table = trainer.score(trainer.eval_dataset)
         if state.is_world_process_zero:
             table.to_csv(self.folder.scores_before)
         trainer.log({"before_miou": table.miou, "before_f1": table.f1})

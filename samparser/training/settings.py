@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from transformers import IntervalStrategy, SchedulerType, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
+from transformers.training_args import OptimizerNames
 
 from samparser._options import option
 
@@ -22,8 +23,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "natural": {"learning_rate": 1.5e-4, "weight_decay": 5e-5, "num_train_epochs": 10.0, "lambda_focal": 0.5},
     "remote-sensing": {"learning_rate": 1.5e-4, "weight_decay": 5e-5, "num_train_epochs": 10.0, "lambda_focal": 0.5},
 }
-
-METRICS = ("miou", "f1")
 
 # Fields that a resumed run may have otherwise: they change where and how fast a run goes, or what it says, and no
 # number of its result.
@@ -46,6 +45,15 @@ MAY_DIFFER = frozenset(
         *("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_revision"),
     }
 )
+
+
+_CHOICES = {
+    "recipe": [*RECIPES],
+    "optim": ["adam", *(choice.value for choice in OptimizerNames)],
+    "lr_scheduler_type": [choice.value for choice in SchedulerType],
+    "eval_strategy": [choice.value for choice in IntervalStrategy],
+    "metric_for_best_model": ["miou", "f1"],
+}
 
 
 @dataclass
@@ -168,6 +176,7 @@ class TrainSettings(TrainingArguments):
         for name, default in (("debug", ""), ("include_num_input_tokens_seen", "no")):
             setattr(self, name, getattr(self, name) or default)
         given = {part.name for part in fields(self) if getattr(self, part.name) != _default_of(part)}
+        self._check_choices()
         self._fill_from_recipe()
         self._check_values()
         refuse_inherited(self, given)
@@ -176,9 +185,12 @@ class TrainSettings(TrainingArguments):
         # What the other fields became by themselves, so that `recorded` can tell it from what somebody chose.
         self._unchosen = {name: value for name, value in self.to_dict().items() if name not in given}
 
+    def _check_choices(self) -> None:
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; known are {', '.join(known)}.")
+
     def _fill_from_recipe(self) -> None:
-        if self.recipe not in RECIPES:
-            raise ValueError(f"recipe is {self.recipe!r}; known are {', '.join(RECIPES)}.")
         for name, value in RECIPES[self.recipe].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -210,14 +222,6 @@ class TrainSettings(TrainingArguments):
                 f"save_total_limit is {self.save_total_limit}; at least 2, so that a run killed while it writes one "
                 "checkpoint can go on from the other."
             )
-        if self.metric_for_best_model not in METRICS:
-            raise ValueError(
-                f"metric_for_best_model is {self.metric_for_best_model!r}; known are {', '.join(METRICS)}."
-            )
-        for name, kind in (("lr_scheduler_type", SchedulerType), ("eval_strategy", IntervalStrategy)):
-            known = [choice.value for choice in kind]
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; known are {', '.join(known)}.")
 
     def _fill_strategies(self) -> None:
         """Save whenever the validation images are scored, and choose the best of those checkpoints."""

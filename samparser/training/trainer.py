@@ -155,6 +155,17 @@ class SamTrainer(Trainer):
             self._terms, self._batches = {}, 0
         super().log(logs, start_time)
 
+    def score(self, dataset: Any, limit: int | None = None) -> ScoreTable:
+        """Return the scores of the model as it is on the first so many samples, or on all, without a log entry."""
+        return evaluate(
+            self.accelerator.unwrap_model(self.model),
+            self.processor,
+            dataset,
+            self.eval_settings,
+            limit=limit,
+            progress=not self.args.disable_tqdm,
+        )
+
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
@@ -162,15 +173,8 @@ class SamTrainer(Trainer):
 
         Under the prefix "final" all of them are scored, whatever `eval_limit` says.
         """
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        table = evaluate(
-            self.accelerator.unwrap_model(self.model),
-            self.processor,
-            dataset,
-            self.eval_settings,
-            limit=None if metric_key_prefix == "final" else self.args.eval_limit,
-            progress=not self.args.disable_tqdm,
-        )
+        limit = None if metric_key_prefix == "final" else self.args.eval_limit
+        table = self.score(self.eval_dataset if eval_dataset is None else eval_dataset, limit)
         self.last_scores, self.last_scored_step = table, self.state.global_step
         metrics = {f"{metric_key_prefix}_miou": table.miou, f"{metric_key_prefix}_f1": table.f1}
         self.log(dict(metrics))

@@ -139,6 +139,32 @@ def test_a_run_resumed_within_an_epoch_equals_an_uninterrupted_one(run_tiny):
     assert list(whole.folder.rows()) == list(resumed.folder.rows())
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_steps": 8, "eval_strategy": "steps", "eval_steps": 4},
+        {"max_steps": 9, "eval_strategy": "steps", "eval_steps": 4},
+        {"max_steps": 8, "eval_strategy": "steps", "eval_steps": 4, "eval_limit": 2},
+        {"max_steps": 4, "eval_strategy": "no"},
+        {"num_train_epochs": 2},
+        {"num_train_epochs": 20, "early_stopping_patience": 1, "learning_rate": 1e-12, "coefficient_lr": 1e-12},
+    ],
+    ids=["steps", "last step unsaved", "limited", "never scored", "epochs", "stopped early"],
+)
+def test_a_run_killed_after_its_last_step_ends_as_an_uninterrupted_one(run_tiny, fields, monkeypatch):
+    whole, _ = run_tiny("whole", with_eval=True, **fields)
+    monkeypatch.setattr("samparser.training.fit.write_results", None)
+    with pytest.raises(TypeError):
+        run_tiny("cut", with_eval=True, **fields)
+    monkeypatch.undo()
+    resumed, _ = run_tiny("cut", with_eval=True, resume=True, **fields)
+    assert resumed.steps == whole.steps
+    assert resumed.scores == whole.scores
+    expected, got = adapter_tensors(whole), adapter_tensors(resumed)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert resumed.folder.rows() == whole.folder.rows()
+
+
 def test_resuming_with_other_settings_is_refused_and_named(run_tiny):
     run_tiny(num_train_epochs=1)
     with pytest.raises(RunFolderError, match=r"train.seed: 0 there, 7 now"):
@@ -193,6 +219,70 @@ def test_training_stops_early_when_the_score_does_not_rise(run_tiny):
         with_eval=True, num_train_epochs=20, learning_rate=1e-12, coefficient_lr=1e-12, early_stopping_patience=2
     )
     assert result.steps == 18
+
+
+def test_a_resumed_run_goes_on_counting_evaluations_without_a_better_score(run_tiny, monkeypatch):
+    fields = {"num_train_epochs": 20, "early_stopping_patience": 2, "learning_rate": 1e-12, "coefficient_lr": 1e-12}
+    whole, _ = run_tiny("whole", with_eval=True, **fields)
+    original = SamTrainer.training_step
+
+    def power_cut(self, *args, **kwargs):
+        if self.state.global_step == 13:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(SamTrainer, "training_step", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny("cut", with_eval=True, **fields)
+    monkeypatch.setattr(SamTrainer, "training_step", original)
+    resumed, _ = run_tiny("cut", with_eval=True, resume=True, **fields)
+    assert resumed.steps == whole.steps == 18
+    assert resumed.folder.rows() == whole.folder.rows()
+
+
+def test_stopping_early_without_validation_images_is_refused(run_tiny):
+    with pytest.raises(ValueError, match="early_stopping_patience is 2, but there are no validation images"):
+        run_tiny(early_stopping_patience=2)
+
+
+def test_a_run_without_a_folder_is_refused(tiny_sam, tiny_processor, toy_sets):
+    with pytest.raises(ValueError, match="output_dir is not given; name the folder"):
+        train(tiny_sam, tiny_processor, toy_sets[0], None, TrainSettings())
+
+
+def test_the_last_weights_are_kept_and_scored_where_the_best_are_not_asked_for(run_tiny, tiny_processor, toy_sets):
+    rates = {"learning_rate": 5e-2, "coefficient_lr": 5e-2}
+    result, model = run_tiny(with_eval=True, num_train_epochs=3, load_best_model_at_end=False, **rates)
+    last = [row["eval_miou"] for row in result.folder.rows() if "eval_miou" in row][-1]
+    assert result.scores.miou == last == evaluate(model, tiny_processor, toy_sets[1], progress=False).miou
+
+
+def test_loggers_and_their_steps_may_differ_when_a_run_goes_on(run_tiny):
+    run_tiny(max_steps=2)
+    result, _ = run_tiny(max_steps=2, logging_steps=5, report_to="tensorboard", resume=True)
+    assert result.steps == 2
+
+
+def test_the_finished_adapter_is_uploaded_once_where_it_was_asked_for(run_tiny, monkeypatch):
+    calls = []
+
+    class Hub:
+        def __init__(self, token):
+            calls.append(token)
+
+        def create_repo(self, name, **options):
+            calls.append((name, options["private"]))
+            return SimpleNamespace(repo_id=name)
+
+        def upload_folder(self, *, repo_id, folder_path, **options):
+            calls.append((repo_id, sorted(path.name for path in folder_path.iterdir())))
+
+    monkeypatch.setattr("samparser.training.hub.HfApi", Hub)
+    fields = {"push_to_hub": True, "hub_model_id": "me/cells", "hub_token": "secret", "hub_private_repo": True}
+    result, _ = run_tiny(max_steps=2, **fields)
+    assert calls[:2] == ["secret", ("me/cells", True)]
+    assert calls[2:] == [("me/cells", sorted(path.name for path in result.folder.adapter.iterdir()))]
+    assert "secret" not in result.folder.settings.read_text()
 
 
 def test_a_frozen_model_is_refused(toy_sets, tiny_processor, tmp_path):

@@ -113,3 +113,20 @@ def test_two_processes_score_to_the_bit_as_one_and_print_once(tiny_sam_folder, t
     assert main(command(tmp_path / "one")) == 0
     for name in ("scores.csv", "scores.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_compiled_model_trains_and_is_scored_as_a_plain_one(tiny_sam_folder, toy_coco, tmp_path):
+    # In a process of its own: the shapes that the tests check cannot be compiled.
+    plain, compiled = tmp_path / "plain", tmp_path / "compiled"
+    more = ("--max_steps", "2", "--eval_split", "val")
+    words = arguments(tiny_sam_folder, toy_coco, compiled, *more, "--torch_compile", "--torch_compile_backend", "eager")
+    command = [sys.executable, "-m", "samparser.cli", *words]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert main(arguments(tiny_sam_folder, toy_coco, plain, *more)) == 0
+    expected, got = adapter(plain), adapter(compiled)
+    assert expected.keys() == got.keys()
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-3, atol=1e-4)
+    scores = [json.loads((folder / "scores.json").read_text()) for folder in (plain, compiled)]
+    assert scores[0].keys() == scores[1].keys()
