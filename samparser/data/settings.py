@@ -28,6 +28,12 @@ class DataSettings:
         "train, val or test. Without {split} the one file is divided by ratio or by split_file.",
         None,
     )
+    crowds: bool | None = option(
+        "Keep COCO annotations with iscrowd set as objects. Default: only where it marks brush masks, as CVAT does and "
+        "files in which every mask is a run-length encoding with it; elsewhere it marks regions of many objects, which "
+        "are left out.",
+        None,
+    )
     images: str | None = option("Folder of the images, relative to the data folder; may contain {split}.", None)
     masks: str | None = option(
         "Folder of the masks (layout folders), relative to the data folder; may contain {split}.", None
