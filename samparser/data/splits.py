@@ -14,7 +14,7 @@ from .readers.reader import Reader
 from .sample import DataError
 from .settings import DataSettings
 
-_SLICE = re.compile(r"#\d{4}$")
+_SLICE = re.compile(r"#\d{4,}$")
 
 
 def volume_of(name: str) -> str:
@@ -29,7 +29,7 @@ def volume_of(name: str) -> str:
 def drawn(names: Sequence[str], val_ratio: float, settings: DataSettings) -> dict[str, list[int]]:
     """Divide at random: "train", "val" and "test" -> indices. With no part for test, test is val.
 
-    Parts that are asked for are not empty. With `split_volumes` whole volumes are divided.
+    Parts that are asked for are not empty. With `split_volumes`, the default, whole volumes are divided.
     """
     units = _by_unit(names) if settings.split_volumes else {name: [index] for index, name in enumerate(names)}
     order = list(units)

@@ -46,5 +46,10 @@ def visible_files(folder: Path, pattern: str = "*") -> Iterator[Path]:
     the temporary files of a writer that was killed.
     """
     for path in sorted(folder.rglob(pattern)):
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+        if not is_hidden(path, folder):
             yield path
+
+
+def is_hidden(path: Path, root: Path) -> bool:
+    """Tell whether a file, or a folder that it lies in below a root, has a name that starts with a dot."""
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
