@@ -108,6 +108,34 @@ def rle_mask(rle: dict[str, Any], height: int, width: int) -> np.ndarray:
     return pixels.reshape(width, height).T
 
 
+def mask_rle(mask: np.ndarray, offset: tuple[int, int] = (0, 0), size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Return a bool mask (H, W) in COCO's compressed run-length encoding: `{"size": [H, W], "counts": text}`.
+
+    Args:
+        mask: The mask, or the part of it inside a box.
+        offset: (x, y) of the part's top left pixel in the image.
+        size: (height, width) of the image; None takes the mask for the whole image. Nothing of this size is made.
+    """
+    height, width = size or mask.shape
+    (rows, columns), (x, y) = mask.shape, offset
+    framed = np.zeros((columns, rows + 2), dtype=bool)
+    framed[:, 1:-1] = mask.T
+    column, row = np.divmod(np.flatnonzero(framed[:, 1:] != framed[:, :-1]), rows + 1)
+    places = (x + column) * height + y + row  # of pixels column by column, where runs of the mask begin and end in turn
+    starts, ends = places[::2], places[1::2]
+    apart = starts[1:] != ends[:-1]  # otherwise a run goes on at the top of the next column
+    edges = np.zeros(2 * (apart.sum() + 1 if len(starts) else 0) + 2, dtype=np.int64)
+    if len(starts):
+        edges[1:-1:2] = starts[np.concatenate([[True], apart])]
+        edges[2:-1:2] = ends[np.concatenate([apart, [True]])]
+    edges[-1] = height * width
+    counts = np.diff(edges).tolist()
+    if len(counts) > 1 and counts[-1] == 0:
+        counts.pop()
+    packed = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    return {"size": [height, width], "counts": packed["counts"].decode("ascii")}
+
+
 def annotation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     """Return COCO's segmentation field as bool (height, width).
 
