@@ -12,6 +12,7 @@ import numpy as np
 from samparser._words import did_you_mean, shortened
 
 from .dataset import SegmentationDataset
+from .other_layouts import hint
 from .readers import coco_layout, folders, nifti, ssdd, voc
 from .readers.reader import Layout, Reader, class_ids, merge_classes
 from .sample import DataError
@@ -46,7 +47,7 @@ def detect_layout(path: str | Path) -> str:
     held = sorted(p.name + "/" * p.is_dir() for p in path.iterdir()) if path.is_dir() else []
     known = "\n  ".join(f"{name}: {layout.looks_like}" for name, layout in LAYOUTS.items())
     raise DataError(
-        f"The layout of {path} is not known. It holds {shortened(held, 12)}. Layouts:\n"
+        f"The layout of {path} is not known. It holds {shortened(held, 12)}.{hint(path)} Layouts:\n"
         f"  {known}\nArrange the files like one of these, or name the parts with the annotations, images and masks "
         f"settings."
     )

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from .readers.paths import read_text
 from .readers.reader import Reader
 from .sample import DataError
 from .settings import DataSettings
@@ -104,7 +105,7 @@ def read_split_file(base: Path, split_file: str) -> dict[str, list[str]]:
     """Return the names listed for each split."""
     try:
         if split_file.endswith(".json"):
-            lists = json.loads((base / split_file).read_text("utf-8"))
+            lists = json.loads(_text(base / split_file))
             if not isinstance(lists, dict) or not all(isinstance(names, list) for names in lists.values()):
                 raise DataError(f'{base / split_file} must be of the form {{"train": [names], "val": [names]}}.')
             return {part: [str(name) for name in names] for part, names in lists.items()}
@@ -112,9 +113,16 @@ def read_split_file(base: Path, split_file: str) -> dict[str, list[str]]:
             raise DataError(f"split_file needs {{split}} in its name, or to be a JSON file; got {split_file!r}.")
         files = {part: base / split_file.format(split=part) for part in ("train", "val", "test")}
         return {
-            part: [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+            part: [line.strip() for line in _text(path).splitlines() if line.strip()]
             for part, path in files.items()
-            if path.is_file()
+            if path.exists()
         }
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"The split file {base / split_file} cannot be read: {error}.") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_text(path)
+    except DataError as error:
+        raise DataError(f"The split file {path} cannot be read: {error}") from error

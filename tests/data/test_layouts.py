@@ -182,3 +182,25 @@ def test_a_data_set_is_a_torch_data_set_of_samples(coco_root):
         dataset[3]
     assert "images=3, classes=2" in repr(dataset)
     assert rectangle(0, 0, 6, 6).sum() == dataset[0].instances[0].area
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "hint"),
+    [
+        ("sa_223750.json", '{"image": {}, "annotations": [{"segmentation": {}}]}', "SA-1B: one JSON file per image"),
+        ("a.json", '{"version": "5", "shapes": [], "imagePath": "a.jpg"}', "labelme's JSON: export it as COCO"),
+        ("via.json", '{"a.jpg123": {"regions": []}}', "VGG Image Annotator's JSON"),
+        ("ds/ann/a.jpg.json", '{"objects": [{"points": {"exterior": []}}]}', "Supervisely's JSON"),
+        ("labels/train/a.txt", "0 0.1 0.2 0.3 0.2 0.3 0.5\n", "YOLO's polygons: convert them to COCO JSON"),
+        ("train/_classes.csv", "Pixel Value, Class\n", "Roboflow's masks"),
+        ("stage1/0a1b/masks/1.png", "", ""),
+        ("0a1b/masks/1.png", "", r"a folder of masks for each image \(DSB2018\)"),
+        ("benign/benign (1)_mask.png", "", "images and masks in one folder: name it with both settings"),
+        ("gt/a_mask.npy", "", "masks as NumPy files"),
+    ],
+)
+def test_layouts_of_others_are_named_with_what_to_do(tmp_path, name, content, hint):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=rf"is not known\. It holds [^.]+(\.\w+)?\..*{hint}.*Layouts:"):
+        detect_layout(tmp_path)
