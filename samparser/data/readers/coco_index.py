@@ -33,16 +33,17 @@ class CocoImage(msgspec.Struct):
     """An entry of the list of images; `height` and `width` are None where the file does not say."""
 
     id: Id
-    file_name: str = ""
+    file_name: Any = None
     height: Any = None
     width: Any = None
     coco_url: str = ""
 
     def __post_init__(self) -> None:
-        if not self.file_name:
+        if self.file_name in (None, ""):
             if not self.coco_url:
                 raise ValueError("Object missing required field `file_name`")
             self.file_name = "/".join(self.coco_url.split("/")[-2:])  # LVIS names its images by their address alone
+        self.file_name = str(self.file_name)
         self.height, self.width = _as_side(self.height), _as_side(self.width)
 
 
@@ -115,15 +116,8 @@ def index_coco(path: Path) -> CocoFile:
     except RecursionError:
         raise DataError(f"{path} is not COCO's: its lists are nested too deeply.") from None
     tables = _tables(text, path)
-    try:
-        images = msgspec.json.decode(tables["images"], type=list[CocoImage])
-        categories = msgspec.json.decode(tables["categories"], type=list[_Category])
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not in UTF-8 ({error}). Save it again in this encoding.") from error
-    except msgspec.DecodeError as error:
-        raise DataError(
-            f"{path} is not COCO's: each category needs id and name, each image id and file_name ({error})."
-        ) from error
+    images = _entries(tables["images"], CocoImage, path, "each image needs id and file_name")
+    categories = _entries(tables["categories"], _Category, path, "each category needs id and name")
     image_ids = _Ids(path, "image_id", "images", (image.id for image in images))
     category_ids = _Ids(path, "category_id", "categories", (category.id for category in categories))
     if image_ids.repeated:
@@ -157,6 +151,15 @@ def index_coco(path: Path) -> CocoFile:
     image, category = columns[:2]
     segmented, crowd, runs, brush = columns[2:6] == 1
     return CocoFile(path, images, names, image, class_ids[category], segmented, crowd, runs, brush, *columns[6:])
+
+
+def _entries(table: msgspec.Raw, kind: type, path: Path, needs: str) -> list[Any]:
+    try:
+        return msgspec.json.decode(table, type=list[kind])
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not in UTF-8 ({error}). Save it again in this encoding.") from error
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path} is not COCO's: {needs} ({error}).") from error
 
 
 class _Ids:

@@ -178,7 +178,7 @@ def test_annotations_from_before_the_exif_rotation_are_explained(tmp_path):
             '{"images": [], "annotations": [{"bbox": []}], "categories": []}',
             "Annotation number 0 .*missing required field `image_id`",
         ),
-        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "each image id and file_name"),
+        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "each image needs id and file_name"),
         ('{"images": [], "annotations": [], "categories": [{"id": 1}]}', "each category needs id and name"),
     ],
 )
