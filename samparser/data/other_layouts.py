@@ -20,6 +20,8 @@ _KNOWN = (
     (r".*_classes\.csv", rb"", "Roboflow's masks: put them into images/ and masks/, and give class_names."),
     (r"[^/]+/masks/.*\.png|.*/[0-9a-f]{64}/masks/.*", rb"", "a folder of masks for each image (DSB2018): join each "
      "folder into one mask of ids, in images/ and masks/, and set instances to ids."),
+    (r".*\.(mha|mhd|nrrd|dcm)", rb"", "volumes: convert them to NIfTI, images named CASE_0000.nii.gz and "
+     "labels CASE.nii.gz."),
     (r".*(mask|label|gt|seg)[^/]*\.npy", rb"", "masks as NumPy files: store them as PNG."),
     (r".*[_-](mask|segmentation|gt)\.(png|jpg|tif)", rb"", "images and masks in one folder: name it with both "
      "settings, images and masks."),

@@ -56,15 +56,16 @@ def listed(root: Path, settings: DataSettings, reader: Reader, split: str) -> li
         raise DataError(
             f"The split file {settings.split_file} has no {split} split; it has {', '.join(lists) or 'none'}."
         )
-    owners: dict[str, str] = {}
+    known = _by_any_name(reader.names)
+    owners: dict[int | str, str] = {}
     for part, names in lists.items():
         for name in names:
-            if owners.setdefault(name, part) != part:
-                raise DataError(f"{settings.split_file} lists {name} under {owners[name]} and under {part}.")
-    known = _by_any_name(reader.names)
+            for place in known.get(name, [name]):
+                if owners.setdefault(place, part) != part:
+                    raise DataError(f"{settings.split_file} lists {name} under {owners[place]} and under {part}.")
     left_out = {key for skip in reader.skipped for key in _keys(volume_of(Path(skip.where).as_posix()))}
     indices, unknown = [], []
-    for name in lists[split]:
+    for name in dict.fromkeys(lists[split]):
         if name in known:
             indices += known[name]
         elif name not in left_out:
@@ -75,7 +76,7 @@ def listed(root: Path, settings: DataSettings, reader: Reader, split: str) -> li
             f"image or several, {unknown[0]!r} for instance. Names of this set look like {reader.names[0]!r}; the "
             f"file name alone is enough where it is unique."
         )
-    return indices
+    return list(dict.fromkeys(indices))
 
 
 def _by_unit(names: Sequence[str]) -> dict[str, list[int]]:

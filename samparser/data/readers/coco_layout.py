@@ -22,6 +22,8 @@ def find_files(root: Path) -> dict[str, Path]:
     candidates = [p for folder in ("annotations", "Annotations", ".") for p in sorted((root / folder).glob("*.json"))]
     candidates += sorted(root.glob("*/_annotations.coco.json"))
     for path in candidates:
+        if path.name.startswith("."):
+            continue
         match = _NAME.fullmatch(path.parent.name if path.name == "_annotations.coco.json" else path.stem)
         if not match:
             continue
@@ -39,7 +41,7 @@ def find_pool(root: Path) -> Path | None:
     """Return the one COCO file of a data set that comes without a division, if there is one."""
     if root.is_file():
         return root
-    paths = [p for folder in ("", "annotations", "Annotations") for p in sorted((root / folder).glob("*.json"))]
+    paths = [p for folder in ("", "annotations", "Annotations") for p in sorted((root / folder).glob("[!.]*.json"))]
     for name in ("annotations.json", "_annotations.coco.json", "instances.json", "instances_default.json"):
         for path in paths:
             if path.name == name:

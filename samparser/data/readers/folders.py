@@ -115,8 +115,11 @@ def _example(files: dict[str, list[Path]]) -> str:
 
 
 def _existing(parents: Sequence[Path], names: Sequence[str]) -> list[Path]:
-    """Return the folders of these names that hold image files, at any depth."""
-    folders = [parent / name for parent in parents for name in names]
+    """Return the folders of these names, in any case, that hold image files, at any depth."""
+    folders = []
+    for parent in parents:
+        held = sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+        folders += [path for name in names for path in held if path.name.lower() == name]
     return [folder for folder in folders if any(_is_image(path, folder) for path in folder.rglob("*"))]
 
 
@@ -135,9 +138,9 @@ def find_folders(root: Path, settings: DataSettings, split: str | None) -> tuple
         images, masks = _existing([root], IMAGE_FOLDERS), _existing([root], MASK_FOLDERS)
     else:
         words = _SPLIT_FOLDERS[split]
-        inner = [root / word for word in words]
-        images = _existing(inner, IMAGE_FOLDERS) + _existing([root / name for name in IMAGE_FOLDERS], words)
-        masks = _existing(inner, MASK_FOLDERS) + _existing([root / name for name in MASK_FOLDERS], words)
+        inner = _existing([root], words)
+        images = _existing(inner, IMAGE_FOLDERS) + _existing(_existing([root], IMAGE_FOLDERS), words)
+        masks = _existing(inner, MASK_FOLDERS) + _existing(_existing([root], MASK_FOLDERS), words)
     return (images[0], masks[0]) if images and masks else None
 
 

@@ -25,7 +25,8 @@ _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=int)
 def read_values(path: Path, by_colour: bool = False) -> np.ndarray:
     """Return the values of a mask file: int64 (H, W), palette images as indices; colours as uint8 (H, W, 3).
 
-    A colour image whose three channels are equal everywhere counts as grey; alpha is dropped. A palette image is read
+    A colour image whose three channels are equal everywhere counts as grey; alpha is dropped, unless the colour is the
+    same everywhere and the mask is in the alpha. A palette image is read
     by its colours where black is another index than 0: an editor has sorted them as it liked.
 
     Args:
@@ -41,6 +42,8 @@ def _values(picture: Image.Image | np.ndarray, path: Path, by_colour: bool) -> n
         if (channels != channels[:, :, :1]).any():
             raise DataError(f"{path} has colours of 16 bits a channel; masks need grey values, a palette or 8 bits.")
         return channels[:, :, 0].astype(np.int64)
+    if picture.mode in ("LA", "RGBA") and _is_drawn_in_alpha(picture):
+        picture = picture.getchannel("A")
     if picture.mode in ("LA", "PA"):
         picture = picture.getchannel(0)
     if picture.mode == "P" and (by_colour or _black_is_not_first(picture)):
@@ -63,6 +66,12 @@ def _values(picture: Image.Image | np.ndarray, path: Path, by_colour: bool) -> n
     if (colours == colours[:, :, :1]).all():
         return colours[:, :, 0].astype(np.int64)
     return colours
+
+
+def _is_drawn_in_alpha(picture: Image.Image) -> bool:
+    """Tell whether one colour is everywhere and only its opacity varies, as in cut-outs."""
+    *colours, alpha = (low != high for low, high in picture.getextrema())
+    return bool(alpha and not any(colours))
 
 
 def _palette(picture: Image.Image) -> dict[int, tuple[int, ...]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -96,7 +98,7 @@ def rle_mask(rle: dict[str, Any], height: int, width: int) -> np.ndarray:
         raise BadMask(f"run-length encoding of {size[1]} x {size[0]} px for an image of {width} x {height} px")
     if isinstance(counts, str):
         runs = rle_counts(counts)
-    elif isinstance(counts, list) and all(isinstance(count, int) for count in counts):
+    elif isinstance(counts, list) and all(isinstance(n, int) or (isinstance(n, float) and n == n // 1) for n in counts):
         if any(abs(count) > height * width for count in counts):
             raise BadMask("run-length encoding whose runs do not add up to the image")
         runs = np.array(counts, dtype=np.int64)
@@ -142,6 +144,10 @@ def annotation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     Raises:
         BadMask: It cannot be drawn.
     """
+    if isinstance(segmentation, str) and segmentation[:1] in ("[", "{"):
+        # Written by way of a table.
+        with suppress(ValueError, RecursionError):
+            segmentation = json.loads(segmentation)
     if isinstance(segmentation, dict):
         return rle_mask(segmentation, height, width)
     if isinstance(segmentation, list) and segmentation:

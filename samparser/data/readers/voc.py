@@ -212,7 +212,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 def _listed(folder: Path, split: str | None) -> list[str] | None:
     """Return the names in the list of a split, or of all lists for None; None where there is no list."""
     lists = folder / "ImageSets" / "Segmentation"
-    paths = [lists / f"{split}.txt"] if split else sorted(lists.glob("*.txt"))
+    paths = [lists / f"{split}.txt"] if split else sorted(lists.glob("[!.]*.txt"))
     lines = [line.strip() for path in paths for line in read_text(path).splitlines()]
     return [line for line in lines if line] if paths else None
 

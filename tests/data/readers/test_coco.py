@@ -489,3 +489,9 @@ def test_the_index_knows_where_each_annotation_stands(tmp_path):
     path.write_text("\ufeff " + text, encoding="utf-8")
     file = index_coco(path)
     assert [annotation["note"] for annotation in file.annotations(np.array([8, 0, 3]))] == ["ß" * 8, "", "ßßß"]
+
+
+def test_hidden_annotation_files_are_passed_over(coco_root):
+    for name in ("._instances_train2017.json", ".annotations.json"):
+        (coco_root / "annotations" / name).write_bytes(b"\0\5\x16\7")  # as macOS leaves them on other disks
+    assert len(opened(coco_root)) == 3

@@ -44,6 +44,8 @@ def test_a_tile_without_a_building_is_a_sample_without_instances_until_it_is_sca
         ("train/images", "train/masks"),
         ("img/train", "gt/train"),
         ("training/image", "training/mask"),
+        ("Train/Images", "Train/Masks"),
+        ("Images/train", "Masks/train"),
     ],
 )
 def test_folders_of_images_and_masks_are_found(tmp_path, images, masks):

@@ -225,3 +225,14 @@ def test_grey_and_alpha_of_sixteen_bits_keep_their_ids(tmp_path):
     png16(np.dstack([ids, ids // 2, ids]), tmp_path / "m.png")
     with pytest.raises(DataError, match="has colours of 16 bits a channel; masks need grey values"):
         read_values(tmp_path / "m.png")
+
+
+@pytest.mark.parametrize("colour", [0, 255])
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_a_mask_drawn_in_the_alpha_of_one_colour_is_read(tmp_path, mode, colour):
+    flat = np.full(TWO.shape, colour, dtype=np.uint8)
+    alpha = TWO * np.uint8(255)
+    save(np.dstack([flat] * (len(mode) - 1) + [alpha]), tmp_path / "m.png")
+    assert [i.box for i in LabelRules().split(tmp_path / "m.png")[0]] == [(1, 1, 5, 5), (10, 10, 20, 20)]
+    save(np.dstack([alpha] * (len(mode) - 1) + [np.full_like(flat, 200)]), tmp_path / "m.png")
+    assert [i.box for i in LabelRules().split(tmp_path / "m.png")[0]] == [(1, 1, 5, 5), (10, 10, 20, 20)]

@@ -167,6 +167,13 @@ def test_whole_volumes_are_divided_by_seed_or_by_name(tmp_path):
     assert opened(tmp_path, "val", split_file="split.json").names == ["images/FLARE22_Tr_0002#0001"]
 
 
+def test_too_few_volumes_to_divide_say_how_to_go_on(tmp_path):
+    flare(tmp_path, ["0001", "0002"])
+    with pytest.raises(DataError, match=r"val split .* is empty: its ratio of the 2 volumes .*split_volumes to false"):
+        opened(tmp_path, "val")
+    assert [len(opened(tmp_path, split, split_volumes=False)) for split in ("train", "val")] == [5, 1]
+
+
 def test_a_label_file_that_was_corrected_is_read_again(tmp_path):
     flare(tmp_path)
     assert opened(tmp_path)[0].instances[0].class_id == 1
