@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requi
 # Two test processes with one thread each suit a laptop; raise JOBS on a larger machine.
 JOBS ?= 2
 
-.PHONY: quickstart test test-oldest lint docs clean
+.PHONY: quickstart test test-oldest robustness lint docs clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/python examples/quickstart.py
@@ -19,6 +19,10 @@ test-oldest:
 	$(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet -c requirements/oldest.txt -e ".[dev]"
 	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -n $(JOBS) -q tests/tuner
+
+# Every kill, damaged file, full disk and race of tests/robustness; `make test` draws a few of each. Takes an hour on one core.
+robustness: $(VENV)/.dev
+	SAMPARSER_ROBUSTNESS=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --timeout 0 tests/robustness
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

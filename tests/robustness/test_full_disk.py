@@ -1,0 +1,113 @@
+"""Full disks and folders that may not be written to: one message, old files whole, and a repetition that ends right."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import fields
+
+import pytest
+
+from samparser.cli.options import PredictCommand
+from tests.robustness.lab import LONG, chosen, digests
+from tests.robustness.scene import compared, trained
+
+# One process for the campaign: its scene and its lab take seconds to set up.
+pytestmark = pytest.mark.xdist_group("robustness")
+
+
+# Where `predict` does not write over what is there, it is asked to.
+OVERWRITE = ("--overwrite",) if "overwrite" in {part.name for part in fields(PredictCommand)} else ()
+
+
+def verbs(scene, folder):
+    """Each verb that writes: its words, how it is repeated, and what it comes to."""
+    out = folder / "out"
+    train = scene.train(out, "--cache", folder / "features")
+    return {
+        "train": (train, [*train, "--resume"], lambda: trained(out)),
+        "predict": (scene.predict(out), scene.predict(out), lambda: digests(out)),
+        "merge": (scene.merge(out), scene.merge(out), lambda: digests(out)),
+        "evaluate": (scene.evaluate(out), scene.evaluate(out), lambda: digests(out / "scores.json")),
+        "compare": (scene.compare(out), scene.compare(out), lambda: compared(out)),
+        "data check": (
+            ["data", "check", scene.data, "--contact_sheet", out / "sheet.png"],
+            ["data", "check", scene.data, "--contact_sheet", out / "sheet.png"],
+            lambda: digests(out),
+        ),
+    }
+
+
+# How many places of a verb the short campaign strikes.
+SHORT = {"train": 2, "predict": 2, "merge": 2, "evaluate": 1, "compare": 1, "data check": 1}
+
+
+def repeated(lab, words, result, expected):
+    """What is wrong when the verb is repeated with room and rights, or None."""
+    again = lab.run(*words)
+    if again.status == 2 and "--overwrite" in again.output:
+        again = lab.run(*words, "--overwrite")
+    return again.fault((0,)) or (None if result() == expected else "another result when repeated")
+
+
+@pytest.mark.parametrize("verb", SHORT)
+def test_a_disk_that_fills_up_at_any_file(lab, scene, tmp_path, rng, verb):
+    folder = tmp_path / "work"
+    words, again, result = verbs(scene, folder)[verb]
+    folder.mkdir()
+    total, expected = lab.operations(folder, *words), result()
+    with lab.group(f"disk full: {verb}") as tally:
+        for at in chosen(total, SHORT[verb], rng):
+            shutil.rmtree(folder)
+            folder.mkdir()
+            ran = lab.run(*words, strike={"folder": str(folder), "kind": "full", "at": at})
+            # Nothing that needs space may come after the last change, and then nothing is missing.
+            fault = ran.fault() or (None if ran.status == 2 or result() == expected else "status 0, not done")
+            tally.add(f"at {at} of {total}", fault or repeated(lab, again, result, expected))
+
+
+@pytest.mark.parametrize("verb", ["train", "predict", "merge"])
+def test_a_disk_that_fills_up_within_a_file(lab, scene, tmp_path, rng, verb):
+    folder = tmp_path / "work"
+    words, again, result = verbs(scene, folder)[verb]
+    folder.mkdir()
+    ran = lab.run(*words)
+    assert ran.status == 0, ran.output
+    expected = result()
+    sizes = sorted({path.stat().st_size for path in folder.rglob("*") if path.is_file()})
+    limits = [size - 1 for size in sizes if size > 3000]
+    with lab.group(f"disk full within a file: {verb}") as tally:
+        for size in limits if LONG else [rng.choice(limits)]:
+            shutil.rmtree(folder)
+            folder.mkdir()
+            ran = lab.run(*words, file_bytes=size)
+            fault = ran.fault() or (None if ran.status == 2 or result() == expected else "status 0, not done")
+            tally.add(f"files of {size} bytes at most", fault or repeated(lab, again, result, expected))
+
+
+@pytest.mark.parametrize("verb", SHORT)
+def test_a_folder_that_may_not_be_written_to(lab, scene, tmp_path, verb):
+    folder = tmp_path / "work"
+    words, *_ = verbs(scene, folder)[verb]
+    folder.mkdir()
+    with lab.group(f"read-only folder: {verb}") as tally:
+        ran = lab.run(*words, strike={"folder": str(folder), "kind": "denied", "at": 0})
+        fault = ran.fault((2,)) or (None if str(folder) in ran.output else "the folder is not named")
+        tally.add(verb, fault or (None if not any(folder.rglob("*")) else "something was written"))
+
+
+def test_a_full_disk_leaves_earlier_masks_whole(lab, scene, tmp_path, rng):
+    out = tmp_path / "masks"
+    assert lab.run(*scene.predict(out)).status == 0
+    before = digests(out, hidden=True)
+    total = lab.operations(out, *scene.predict(out, model=scene.model), *OVERWRITE)
+    with lab.group("disk full: predict over earlier masks") as tally:
+        for at in chosen(total, 2, rng):
+            ran = lab.run(
+                *scene.predict(out, model=scene.model),
+                "--overwrite",
+                strike={"folder": str(out), "kind": "full", "at": at},
+            )
+            left = digests(out, hidden=True)
+            gone = [name for name in before if name not in left]
+            extra = [name for name in left if name not in before]
+            tally.add(f"at {at} of {total}", ran.fault() or (f"gone {gone}, new {extra}" if gone or extra else None))
