@@ -118,8 +118,7 @@ def test_a_run_trained_with_points_is_scored_with_points(tiny_processor, toy_set
         model,
         tiny_processor,
         *toy_sets,
-        TrainSettings(max_steps=1, report_to="none"),
-        output=tmp_path / "run",
+        TrainSettings(output_dir=str(tmp_path / "run"), max_steps=1, report_to="none"),
         prompts=PromptSettings(prompt="point", points=2),
     )
     scoring = EvalSettings(eval_prompt="point", eval_points=2)
@@ -149,9 +148,9 @@ def test_ct_volumes_are_scored_by_the_dice_of_whole_organs(tiny_sam_folder, tiny
     stacks = defaultdict(lambda: ([], []))
     for sample in dataset:
         masks = predict(model, tiny_processor, sample.image, boxes=sample.boxes)
-        for instance, mask in zip(sample.instances, masks, strict=True):
+        for instance, truth, mask in zip(sample.instances, sample.masks, masks, strict=True):
             truths, predicted = stacks[sample.volume, instance.class_id]
-            truths.append(instance.full_mask(*sample.size))
+            truths.append(truth)
             predicted.append(mask)
     dice = {}
     for (volume, _), (truths, predicted) in stacks.items():
