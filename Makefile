@@ -20,7 +20,7 @@ test-oldest:
 	$(VENV)-oldest/bin/python -m pip install --quiet -c requirements/oldest.txt -e ".[dev]"
 	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -n $(JOBS) -q tests/tuner
 
-# Every kill, damaged file, full disk and race of tests/robustness; `make test` draws a few of each. Takes an hour on one core.
+# Every kill, damaged file, full disk and race of tests/robustness, of which `make test` draws a few: two hours on one core.
 robustness: $(VENV)/.dev
 	SAMPARSER_ROBUSTNESS=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --timeout 0 tests/robustness
 

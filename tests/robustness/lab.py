@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +70,7 @@ class Lab:
         self.folder = folder
         self.tallies: list[Tally] = []
         self._number = 0
+        self._undisturbed: dict[tuple[str, ...], tuple[int, Any]] = {}
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "tests.robustness.zygote"]
         self._errors = (folder / "zygote.txt").open("w")
@@ -110,11 +111,24 @@ class Lab:
         """Run one verb to its end."""
         return self.together({"arguments": list(arguments), **options})[0]
 
-    def operations(self, folder: Path, *arguments: object) -> int:
-        """Run a verb and count its changes below a folder."""
-        ran = self.run(*arguments, strike={"folder": str(folder), "kind": "count", "at": 0})
-        assert ran.status == 0, ran.output
-        return int(ran.output.rsplit("operations ", 1)[1])
+    def undisturbed(self, folder: Path, words: Sequence[object], result: Callable[[], Any]) -> tuple[int, Any]:
+        """Run a verb as it should go, once in a campaign, and leave its folder empty.
+
+        Args:
+            folder: Where it writes; only the rest of the words tells one verb from another.
+            words: The verb with its options.
+            result: Reads what it comes to.
+
+        Returns:
+            How many changes below the folder it makes, and its result.
+        """
+        key = tuple(str(word).replace(str(folder), "") for word in words)
+        if key not in self._undisturbed:
+            ran = self.run(*words, strike={"folder": str(emptied(folder)), "kind": "count", "at": 0})
+            assert ran.status == 0, ran.output
+            self._undisturbed[key] = int(ran.output.rsplit("operations ", 1)[1]), result()
+        emptied(folder)
+        return self._undisturbed[key]
 
     @contextmanager
     def group(self, name: str) -> Iterator[Tally]:
@@ -137,6 +151,13 @@ def digests(folder: Path, *, hidden: bool = False) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and (hidden or not any(part.startswith(".") for part in path.relative_to(folder).parts))
     }
+
+
+def emptied(folder: Path) -> Path:
+    """The folder, empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def copied(source: Path, target: Path) -> Path:

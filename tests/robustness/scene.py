@@ -35,8 +35,20 @@ class Scene:
 
     def train(self, output: Path, *more: object, data: Path | None = None, model: Path | None = None) -> list[object]:
         """Four steps in two epochs, a checkpoint and scores after each."""
-        words: list[object] = ["train", "--model", model or self.model, "--data", data or self.data, "--output", output]
-        words += ["--epochs", 2, "--report_to", "none", "--jitter_max", 2, "--log_every", 1, "--learning_rate", 0.01]
+        words: list[object] = ["train", "--model", model or self.model, "--data", data or self.data]
+        words += ["--output_dir", output]
+        words += [
+            "--num_train_epochs",
+            2,
+            "--report_to",
+            "none",
+            "--jitter_max",
+            2,
+            "--logging_steps",
+            1,
+            "--learning_rate",
+            0.01,
+        ]
         return [*words, *more]
 
     def predict(self, output: Path, model: Path | None = None, boxes: Path | None = None) -> list[object]:
@@ -87,7 +99,7 @@ def build_scene(root: Path, processor: Any, lab: Lab) -> Scene:
         ],
         "reference": "zero-shot",
         "methods": [{"method": "zero-shot"}, {"method": "samparser", "label": "ours"}],
-        "training": {"epochs": 1, "device": "cpu", "learning_rate": 0.01},
+        "training": {"num_train_epochs": 1, "use_cpu": True, "learning_rate": 0.01},
         "prompts": {"jitter_max": 2},
         "seeds": [0],
     }

@@ -67,11 +67,11 @@ def test_damaged_adapters(lab, scene, tmp_path, rng):
 
     with lab.group("damage: adapter weights, predict") as tally:
         damage(
-            lab, tally, adapter, ["adapter_model.safetensors"], rng, 60 if LONG else 8, predict,
+            lab, tally, adapter, ["adapter_model.safetensors"], rng, 60 if LONG else 6, predict,
             result=lambda: digests(out),
         )  # fmt: skip
     with lab.group("damage: adapter_config.json, predict") as tally:
-        damage(lab, tally, adapter, ["adapter_config.json"], rng, 200 if LONG else 12, predict)
+        damage(lab, tally, adapter, ["adapter_config.json"], rng, 200 if LONG else 8, predict)
 
 
 def test_damaged_base_models(lab, scene, tmp_path, rng):
@@ -98,7 +98,7 @@ def test_damaged_annotations_and_images(lab, scene, tmp_path, rng, verb):
         return lab.run(*scene.evaluate(tmp_path / "scores", model=scene.model, data=data))
 
     with lab.group(f"damage: COCO data, {'data check' if verb == 'check' else verb}") as tally:
-        damage(lab, tally, data, files, rng, 20 if LONG else 8, run, allowed=(0, 1, 2) if verb == "check" else (0, 2))
+        damage(lab, tally, data, files, rng, 20 if LONG else 6, run, allowed=(0, 1, 2) if verb == "check" else (0, 2))
 
 
 def test_damaged_folders_of_masks(lab, scene, tmp_path, rng):
@@ -127,7 +127,7 @@ def test_damaged_volumes(lab, tmp_path, rng):
     with lab.group("damage: NIfTI volumes, data check") as tally:
         for folder, names in ((data, files), (plain, [name.removesuffix(".gz") for name in files])):
             words = ("data", "check", folder, "--min_area", 5, "--contact_sheet", "none")
-            count = 40 if LONG else 6
+            count = 40 if LONG else 4
             damage(lab, tally, folder, names, rng, count, lambda words=words: lab.run(*words), allowed=(0, 1, 2))
 
 
@@ -180,7 +180,7 @@ def test_damaged_runs_and_checkpoints(lab, scene, tmp_path, rng):
     files = sorted(path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file())
     files = [name for name in files if not name.startswith("environment")]
     with lab.group("damage: run folder and checkpoints, train --resume") as tally:
-        for name in files * 20 if LONG else [rng.choice(files) for _ in range(8)]:
+        for name in files * 20 if LONG else [rng.choice(files) for _ in range(6)]:
             copied(whole, run)
             ((case, make),) = mutants(run / name, rng, 1)
             make()

@@ -31,8 +31,8 @@ def job(words):
 
 
 def test_two_predictions_into_one_folder(lab, scene, tmp_path):
-    assert lab.run(*scene.predict(tmp_path / "alone")).status == 0
-    expected = digests(tmp_path / "alone")
+    alone = tmp_path / "out"
+    _, expected = lab.undisturbed(tmp_path, scene.predict(alone), lambda: digests(alone))
     with lab.group("two processes: predict into one folder") as tally:
         for number in range(10 if LONG else 2):
             out = tmp_path / str(number)
@@ -43,8 +43,8 @@ def test_two_predictions_into_one_folder(lab, scene, tmp_path):
 
 
 def test_two_merges_into_one_folder(lab, scene, tmp_path):
-    assert lab.run(*scene.merge(tmp_path / "alone")).status == 0
-    expected = digests(tmp_path / "alone")
+    alone = tmp_path / "out"
+    _, expected = lab.undisturbed(tmp_path, scene.merge(alone), lambda: digests(alone))
     with lab.group("two processes: merge into one folder") as tally:
         for number in range(10 if LONG else 2):
             out = tmp_path / str(number)
@@ -56,8 +56,8 @@ def test_two_merges_into_one_folder(lab, scene, tmp_path):
 
 @pytest.mark.parametrize("more", [(), ("--resume",)], ids=["new", "resume"])
 def test_two_trainings_in_one_folder(lab, scene, tmp_path, more):
-    assert lab.run(*scene.train(tmp_path / "alone")).status == 0
-    expected = trained(tmp_path / "alone")
+    alone = tmp_path / "out"
+    _, expected = lab.undisturbed(tmp_path, scene.train(alone), lambda: trained(alone))
     with lab.group(f"two processes: train in one folder{' with --resume' if more else ''}") as tally:
         for number in range(10 if LONG else 1):
             out = tmp_path / str(number)
