@@ -131,6 +131,12 @@ def trained(run: Path) -> dict[str, Any]:
     return {**{name: hashes.get(name) for name in _TRAINED}, "log": log}
 
 
+def scored(output: Path) -> dict[str, Any]:
+    """What an evaluation comes to: its two files of scores, None for one that is not there."""
+    hashes = digests(output)
+    return {name: hashes.get(name) for name in ("scores.csv", "scores.json")}
+
+
 def compared(output: Path) -> dict[str, Any]:
     """What a comparison comes to: scores and units of each cell, without times."""
     results = {path.stem: json.loads(path.read_text("utf-8")) for path in (output / "results").glob("*.json")}

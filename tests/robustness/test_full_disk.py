@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 
-from samparser.cli.options import PredictCommand
 from tests.robustness.lab import LONG, chosen, digests, emptied
-from tests.robustness.scene import compared, trained
+from tests.robustness.scene import compared, scored, trained
 
 # One process for the campaign: its scene and its lab take seconds to set up.
 pytestmark = pytest.mark.xdist_group("robustness")
-
-
-# Where `predict` does not write over what is there, it is asked to.
-OVERWRITE = ("--overwrite",) if "overwrite" in {part.name for part in fields(PredictCommand)} else ()
 
 
 def verbs(scene, folder):
@@ -26,7 +19,7 @@ def verbs(scene, folder):
         "train": (train, [*train, "--resume"], lambda: trained(out)),
         "predict": (scene.predict(out), scene.predict(out), lambda: digests(out)),
         "merge": (scene.merge(out), scene.merge(out), lambda: digests(out)),
-        "evaluate": (scene.evaluate(out), scene.evaluate(out), lambda: digests(out / "scores.json")),
+        "evaluate": (scene.evaluate(out), scene.evaluate(out), lambda: scored(out)),
         "compare": (scene.compare(out), scene.compare(out), lambda: compared(out)),
         "data check": (
             ["data", "check", scene.data, "--contact_sheet", out / "sheet.png"],
@@ -40,12 +33,17 @@ def verbs(scene, folder):
 SHORT = {"train": 2, "predict": 2, "merge": 2, "evaluate": 1, "compare": 1, "data check": 1}
 
 
-def repeated(lab, words, result, expected):
-    """What is wrong when the verb is repeated with room and rights, or None."""
-    again = lab.run(*words)
-    if again.status == 2 and "--overwrite" in again.output:
-        again = lab.run(*words, "--overwrite")
-    return again.fault((0,)) or (None if result() == expected else "another result when repeated")
+def judged(lab, ran, again, result, expected):
+    """What is wrong with a verb that ran out of room, or with its repetition once there is room; or None."""
+    if fault := ran.fault():
+        return fault
+    if ran.status == 0:
+        # Where the room ran out, nothing more was to be written.
+        return None if result() == expected else "status 0, not done"
+    repeated = lab.run(*again)
+    if repeated.status == 2 and "--overwrite" in repeated.output:
+        repeated = lab.run(*again, "--overwrite")
+    return repeated.fault((0,)) or (None if result() == expected else "another result when repeated")
 
 
 @pytest.mark.parametrize("verb", SHORT)
@@ -57,9 +55,7 @@ def test_a_disk_that_fills_up_at_any_file(lab, scene, tmp_path, rng, verb):
         for at in chosen(total, SHORT[verb], rng):
             emptied(folder)
             ran = lab.run(*words, strike={"folder": str(folder), "kind": "full", "at": at})
-            # Nothing that needs space may come after the last change, and then nothing is missing.
-            fault = ran.fault() or (None if ran.status == 2 or result() == expected else "status 0, not done")
-            tally.add(f"at {at} of {total}", fault or repeated(lab, again, result, expected))
+            tally.add(f"at {at} of {total}", judged(lab, ran, again, result, expected))
 
 
 @pytest.mark.parametrize("verb", ["train", "predict", "merge"])
@@ -72,8 +68,7 @@ def test_a_disk_that_fills_up_within_a_file(lab, scene, tmp_path, rng, verb):
         for size in limits if LONG else [rng.choice(limits[:10])]:
             emptied(folder)
             ran = lab.run(*words, file_bytes=size)
-            fault = ran.fault() or (None if ran.status == 2 or result() == expected else "status 0, not done")
-            tally.add(f"files of {size} bytes at most", fault or repeated(lab, again, result, expected))
+            tally.add(f"files of {size} bytes at most", judged(lab, ran, again, result, expected))
 
 
 @pytest.mark.parametrize("verb", SHORT)
