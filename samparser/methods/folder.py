@@ -77,7 +77,7 @@ class MethodFile:
         path = folder / METHOD_FILE
         if not path.is_file():
             return None
-        content = _read_json(path)
+        content = read_json(path)
         missing = sorted(set(_REQUIRED) - set(content if isinstance(content, dict) else ()))
         if missing:
             raise ValueError(f"{path} lacks {', '.join(missing)}: it was not written by samparser, or is damaged.")
@@ -116,7 +116,12 @@ class MethodFile:
             )
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Read a file of a trained part.
+
+    Raises:
+        ValueError: It is no JSON; the message names it.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -161,7 +166,7 @@ def read_peft_config(folder: Path) -> PeftConfig:
             fetch or import what a file names.
     """
     path = folder / PEFT_CONFIG
-    content = _read_json(path)
+    content = read_json(path)
     if not isinstance(content, dict) or "peft_type" not in content:
         raise ValueError(f"{path} names no peft_type: it is not a configuration of PEFT, or is damaged.")
     kind = content["peft_type"]
