@@ -1,5 +1,7 @@
 """What to do when the device runs out of memory, said where it happens."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,9 +9,9 @@ import torch
 
 TRAINING = (
     "Three settings help, the first one most: decode fewer instances of an image at a time (--max_instances 16), "
-    "compute in half precision (--precision bf16), and train from cached features, so that the frozen encoder is not "
-    "in memory (--cache DIR), or, with methods that train the encoder, with --gradient_checkpointing True. With "
-    "several images per step, a smaller --batch_size with --gradient_accumulation keeps the same step."
+    "compute in half precision (--bf16), and train from cached features, so that the frozen encoder is not "
+    "in memory (--cache DIR), or, with methods that train the encoder, with --gradient_checkpointing. With several "
+    "images per step, a smaller --per_device_train_batch_size with --gradient_accumulation_steps keeps the same step."
 )
 SCORING = (
     "Three settings help: decode fewer prompts at a time (--eval_batch 4), compute in half precision (--eval_precision "
@@ -27,7 +29,7 @@ class OutOfMemoryError(RuntimeError):
 
 @contextmanager
 def advising(advice: str) -> Iterator[None]:
-    """Turns torch's error into one that names the settings that need less memory."""
+    """Turn torch's error into one that names the settings that need less memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:

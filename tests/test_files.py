@@ -3,7 +3,7 @@ import stat
 
 import pytest
 
-from samparser._files import filling_folder, replacing, replacing_folder
+from samparser._files import filling_folder, replacing, replacing_folder, write_text
 
 
 def test_the_file_is_replaced_when_the_block_ends(tmp_path):
@@ -70,6 +70,15 @@ def test_a_folder_appears_whole_or_not_at_all_and_replaces_nothing(tmp_path):
     with pytest.raises(OSError, match="No space left"):
         fail_half_way()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_whoever_reads_the_old_file_reads_it_to_its_end(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with path.open() as reader:
+        write_text(path, "newer")
+        assert reader.read() == "old"
+    assert path.read_text() == "newer"
 
 
 def test_a_folder_is_filled_file_by_file_the_telling_ones_last_and_keeps_what_else_it_holds(tmp_path, monkeypatch):

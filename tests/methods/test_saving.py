@@ -148,3 +148,18 @@ def test_links_planted_beside_the_folder_are_not_written_through(tmp_path):
     save_trained(build("lora", make_tiny_sam()), tmp_path / "out")
     assert list(victim.iterdir()) == []
     assert (tmp_path / "out" / "method.json").is_file()
+
+
+def test_a_saved_adapter_of_coefficients_has_a_card_that_says_how_to_load_it(tmp_path):
+    model = tuned_tiny_sam("samparser")
+    save_trained(model, tmp_path / "out")
+    card = tmp_path / "out" / "README.md"
+    for part in ("# license: fill in", "import samparser", "- Trained parameters: ", "- samparser ", "- PEFT "):
+        assert part in card.read_text(), part
+    assert "More Information Needed" not in card.read_text()
+    card.write_text(card.read_text().replace("# license: fill in", "license: cc0-1.0\n#") + "\nOur own scans.\n")
+    save_trained(model, tmp_path / "out")
+    again = card.read_text()
+    assert "license: cc0-1.0" in again
+    assert "Our own scans." in again
+    assert again.count("import samparser") == 1
