@@ -59,7 +59,7 @@ def do(workspace: Workspace, task: Task, rates: dict[str, float]) -> dict[str, A
             if isinstance(task, str):
                 return measure_cost(workspace, workspace.experiment.row(task))
             return run_cell(workspace, task, rates)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Errors of other packages cannot always be carried from one process to another; their text can.
         raise CellError(
             f"{_title(task)} failed: {type(error).__name__}: {error}\nIts log is {log}. What is finished is kept; "
