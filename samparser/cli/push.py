@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import huggingface_hub
 
@@ -35,10 +36,15 @@ def parser() -> SettingsParser:
 def run(arguments: Sequence[str]) -> int:
     """Upload, and print the address."""
     (command,) = parser().parse(arguments)
-    with published_copy(command.adapter) as (folder, replaced):
+    folder = Path(command.adapter)
+    if not any((folder / name).is_file() for name in ("adapter_config.json", "method.json")):
+        raise ValueError(
+            f"{folder} holds nothing that was trained (no adapter_config.json, no method.json); give RUN/adapter."
+        )
+    with published_copy(folder) as (copy, replaced):
         if replaced is not None:
             print(f"Uploaded without where things lie here: {replaced}.")
         api = huggingface_hub.HfApi()
         api.create_repo(command.repo, private=command.private, exist_ok=True)
-        print(api.upload_folder(repo_id=command.repo, folder_path=folder, commit_message="Upload adapter"))
+        print(api.upload_folder(repo_id=command.repo, folder_path=copy, commit_message="Upload adapter"))
     return 0

@@ -25,13 +25,9 @@ def published_copy(folder: str | Path) -> Iterator[tuple[Path, str | None]]:
     the copy name it as the hub does, if the path is one of the hub's cache, and by the name of its folder otherwise.
 
     Raises:
-        ValueError: The folder holds nothing that was trained, or a file of it is damaged.
+        ValueError: A file of the folder is damaged.
     """
     folder = Path(folder)
-    if not any((folder / name).is_file() for name in (PEFT_CONFIG, METHOD_FILE)):
-        raise ValueError(
-            f"{folder} holds nothing that was trained (no {PEFT_CONFIG}, no {METHOD_FILE}); give RUN/adapter."
-        )
     with tempfile.TemporaryDirectory(prefix="samparser-") as temporary:
         copy = Path(shutil.copytree(folder, Path(temporary) / folder.resolve().name))
         contents = {file: read_json(file) for name in (PEFT_CONFIG, METHOD_FILE) for file in sorted(copy.rglob(name))}
