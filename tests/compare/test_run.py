@@ -221,13 +221,13 @@ def again(experiment, output, data_root):
     compare(experiment, output=output, data_root=data_root, cost=False, say=lambda line: None)
 
 
-@pytest.mark.parametrize("kills", [1, 2])
+@pytest.mark.parametrize(("kills", "run_again"), [(1, False), (2, False), (1, True)])
 def test_a_kill_while_a_finished_cell_is_tidied_leaves_nothing_to_stumble_over(
-    kills, copied, experiment, data_root, monkeypatch
+    kills, run_again, copied, experiment, data_root, monkeypatch
 ):
     seed, trial = "toy--samparser--seed1", "toy--samparser--trial0"
     before = result(copied, seed)
-    for name in (seed, trial):
+    for name in (seed,) if run_again else (seed, trial):
         (copied / "results" / f"{name}.json").unlink()
         shutil.rmtree(copied / "runs" / name, ignore_errors=True)
     left = [kills]
@@ -244,6 +244,8 @@ def test_a_kill_while_a_finished_cell_is_tidied_leaves_nothing_to_stumble_over(
     for _ in range(kills):
         with pytest.raises(KeyboardInterrupt):
             again(experiment, copied, data_root)
+        for name in (seed, trial) if run_again else ():
+            (copied / "results" / f"{name}.json").unlink(missing_ok=True)
     again(experiment, copied, data_root)
     assert left == [0]
     assert result(copied, seed)["units"] == before["units"]
