@@ -23,6 +23,7 @@ from samparser._version import __version__
 from samparser._words import shortened
 
 from .base_check import fingerprint
+from .patterns import check_patterns
 from .registry import METHODS
 
 METHOD_FILE = "method.json"
@@ -176,6 +177,7 @@ def read_peft_config(folder: Path) -> PeftConfig:
             f"{path} has peft_type {kind!r}, which PEFT {peft.__version__} does not know. It is of a newer PEFT, which "
             f"has to be installed then, or is damaged. Known are {', '.join(sorted(known))}."
         )
+    check_patterns(content, path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fields of a newer PEFT: named when the adapter is loaded
         try:

@@ -182,7 +182,8 @@ def test_a_weights_file_that_is_missing_or_a_folder_is_named(name, instead, copi
         ({"modules_to_save": 5}, "out"),
         ({"exclude_modules": 7}, "out"),
         ({"rank_pattern": [3]}, "out"),
-        ({"rank_pattern": {"(((": 3}}, "out"),
+        ({"rank_pattern": {"(((": 3}}, r"rank_pattern has '\(\(\(', no regular expression"),
+        ({"target_modules": "(a|a|v)*(.*.*.*.*.*.*.*.*)*x$"}, "target_modules has the regular .* could take for ever"),
     ],
     ids=lambda value: next(iter(value), "") if isinstance(value, dict) else "",
 )
