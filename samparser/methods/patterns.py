@@ -1,4 +1,4 @@
-"""Regular expressions that come with an adapter: refused where matching them against module names could take for ever."""
+"""Regular expressions that come with an adapter: refused where matching them to names could take for ever."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def check_patterns(content: Mapping[str, Any], where: object) -> None:
             ) from error
         if repeats > _MOST_REPEATS:
             raise ValueError(
-                f"{where}: {name} has the regular expression {pattern!r:.100}, whose repetitions stand in one another or "
-                f"are more than {_MOST_REPEATS}: matching it could take for ever. List the modules by their names."
+                f"{where}: {name} has the regular expression {pattern!r:.100}, whose repetitions stand in one another "
+                f"or are more than {_MOST_REPEATS}: matching it could take for ever. List the modules by their names."
             )
 
 

@@ -46,9 +46,7 @@ def test_expressions_as_people_write_them_pass_and_are_fast(pattern):
 @pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "rank_pattern"])
 def test_expressions_that_could_take_for_ever_are_refused_by_field(pattern, field):
     given = {pattern: 3} if field == "rank_pattern" else pattern
-    with pytest.raises(
-        ValueError, match=rf"file: {field} has the regular expression .* List the modules by their names"
-    ):
+    with pytest.raises(ValueError, match=rf"file: {field} has the regular expression .* List the modules by"):
         check_patterns({field: given}, "file")
 
 
