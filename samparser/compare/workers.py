@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import signal
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +20,8 @@ from .plugins import import_files
 from .step_cost import measure_cost
 from .workspace import Workspace
 
+# What a worker is told when it starts, and what it opens with its first task: an error then has a task to belong to.
+_place: Any = ()
 _workspace: Workspace | None = None
 
 Task = Cell | str  # a cell, or the name of a row whose cost is measured
@@ -29,15 +32,23 @@ class CellError(RuntimeError):
 
 
 def _start_worker(experiment: Experiment, root: Path, output: Path, limit: int | None, one_thread: bool) -> None:
-    global _workspace
+    global _place
+    # Ctrl-C reaches all processes of a terminal; the one that started the others ends them, and only it speaks.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if one_thread:
         torch.set_num_threads(1)
-    import_files([experiment.file.parent / name for name in experiment.imports])
-    _workspace = Workspace(experiment, root, output, limit)
+    _place = (experiment, root, output, limit)
 
 
 def _work(task: Task, rates: dict[str, float]) -> dict[str, Any]:
-    assert _workspace is not None
+    global _workspace
+    if _workspace is None:
+        experiment, *rest = _place
+        try:
+            import_files([experiment.file.parent / name for name in experiment.imports])
+            _workspace = Workspace(experiment, *rest)
+        except (Exception, SystemExit) as error:
+            raise CellError(f"{_title(task)} failed: {type(error).__name__}: {error}") from error
     return do(_workspace, task, rates)
 
 
@@ -59,7 +70,7 @@ def do(workspace: Workspace, task: Task, rates: dict[str, float]) -> dict[str, A
             if isinstance(task, str):
                 return measure_cost(workspace, workspace.experiment.row(task))
             return run_cell(workspace, task, rates)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Errors of other packages cannot always be carried from one process to another; their text can.
         raise CellError(
             f"{_title(task)} failed: {type(error).__name__}: {error}\nIts log is {log}. What is finished is kept; "
@@ -79,6 +90,12 @@ def _result(task: Task, future: Future[dict[str, Any]]) -> dict[str, Any]:
             f"{_title(task)} failed: its process was ended from outside, which is how systems answer when memory "
             "runs out. Try fewer --processes. What is finished is kept; the same command goes on from there."
         ) from error
+
+
+def _end(pool: ProcessPoolExecutor | None) -> None:
+    """End the processes of a pool: what they were doing goes on from its last checkpoint with the next command."""
+    for process in list((getattr(pool, "_processes", None) or {}).values()):
+        process.terminate()
 
 
 class Workers:
@@ -132,6 +149,10 @@ class Workers:
                     self._waiting.clear()
             if failed is not None:
                 raise failed
+        except BaseException as error:
+            if not isinstance(error, CellError):
+                _end(self._pool)
+            raise
         finally:
             if self._pool is not None:
                 self._pool.shutdown(wait=True, cancel_futures=True)
@@ -139,7 +160,11 @@ class Workers:
 
     def _alone(self, task: str) -> dict[str, Any]:
         with self._make_pool(1, one_thread=self.processes > 1) as pool:
-            return _result(task, pool.submit(_work, task, {}))
+            try:
+                return _result(task, pool.submit(_work, task, {}))
+            except KeyboardInterrupt:
+                _end(pool)
+                raise
 
     def _executor(self) -> ProcessPoolExecutor:
         if self._pool is None:
