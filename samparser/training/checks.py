@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers.integrations import get_reporting_integration_callbacks
 
-from samparser.sam.presets import neck_targets
+from samparser.sam.wrapped import changes_before_neck
 
 from .leakage import shared_image
 from .refused import refuse_sharding
@@ -40,7 +40,7 @@ def check_request(model: nn.Module, train_set: Sequence[Any], eval_set: Any, set
             "stop by. Give some, or leave it out."
         )
     _check_shared(train_set, eval_set, settings)
-    if settings.gradient_checkpointing and not _upstream_trains(model):
+    if settings.gradient_checkpointing and not changes_before_neck(model).trained:
         raise ValueError(
             "gradient_checkpointing saves nothing here: no layer before the neck is trained, so none of them keeps "
             "activations; it would only make every step slower. Leave it out."
@@ -81,12 +81,3 @@ def _check_shared(train_set: Sequence[Any], eval_set: Any, settings: TrainSettin
     if not settings.allow_shared:
         raise ValueError(problem)
     warnings.warn(problem, stacklevel=4)
-
-
-def _upstream_trains(model: nn.Module) -> bool:
-    """Return whether anything in the image encoder before its neck is trained."""
-    neck = tuple(neck_targets(model))
-    return any(
-        "vision_encoder" in name and not any(f"{target}." in name for target in neck) and ".neck." not in name
-        for name, _ in trained_parameters(model)
-    )

@@ -23,11 +23,12 @@ from samparser.scoring.table import ScoreTable
 from .caching import fed_from, images_of, open_cache
 from .callbacks import CheckpointMark, EpochToDataset, JsonLinesLog, LogBeforeCheckpoint, ProgressBar
 from .checks import check_request
+from .eval_settings import EvalSettings
 from .hub import push_adapter
 from .report import write_results
 from .run_folder import RunFolder
 from .score_before import ScoreBefore, scores_before
-from .settings import MAY_DIFFER, EvalSettings, TrainSettings
+from .settings import MAY_DIFFER, TrainSettings
 from .trainer import SamTrainer
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def train(
         eval_set: Validation samples, scored during training and at the end; None: no scores.
         settings: How to train; `settings.output_dir` is the run folder, see `RunFolder` for what is in it.
         prompts: Box or point prompts and their jitter.
-        eval_settings: How the validation images are scored.
+        eval_settings: How the validation images are scored; by default with the kind of prompt of `prompts`.
         resume: Go on from the last whole checkpoint of the run folder.
         overwrite: Delete a run that is already in the run folder.
         context: Whatever else decides the result (model name, method, data), so that resuming compares it too.
@@ -98,7 +99,8 @@ def train(
         ValueError: Nothing to train, an empty set, an image in both sets, or a setting that makes no sense here.
         OutOfMemoryError: The device's memory did not suffice; the message names the settings that need less.
     """
-    prompts, eval_settings = prompts or PromptSettings(), eval_settings or EvalSettings()
+    prompts = prompts or PromptSettings()
+    eval_settings = (eval_settings or EvalSettings()).resolved(prompts)
     check_request(model, train_set, eval_set, settings)
     cache = open_cache(model, processor, settings)
     images = images_of(train_set, eval_set, settings)

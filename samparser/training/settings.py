@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -287,23 +287,3 @@ class TrainSettings(TrainingArguments):
 
 def _default_of(part: Any) -> Any:
     return part.default if part.default_factory is MISSING else part.default_factory()
-
-
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
-@dataclass(frozen=True)
-class EvalSettings:
-    """How to score a model on a data set."""
-
-    eval_batch: int = _option(32, "Prompts decoded together; bounds the memory, does not change the scores.")
-    eval_jitter: int = _option(0, "Move each side of the box by 0 to so many pixels; 0: tight boxes, as usual.")
-    eval_seed: int = _option(0, "Seed of the jitter.")
-    eval_precision: Literal["fp32", "bf16", "fp16"] = _option("fp32", "Autocast type of the forward pass.")
-
-    def __post_init__(self) -> None:
-        if self.eval_batch < 1:
-            raise ValueError(f"eval_batch is {self.eval_batch}; it must be at least 1.")
-        if self.eval_jitter < 0:
-            raise ValueError(f"eval_jitter is {self.eval_jitter}; it must not be negative.")

@@ -194,7 +194,7 @@ def test_a_pool_too_small_for_its_ratio_says_so(failing, tiny_sam_folder, tmp_pa
         (["--classes", "cel"], "There is no class 'cel'. Did you mean 'cell'? Classes: cell, blob."),
         (["--learning_rat", "-0.1"], "learning_rate is -0.1; it must be greater than 0"),
         (["--eval-split", "train"], "train/train-000.png is in both the training and the validation set"),
-        (["--jiter_max", "3"], "There is no option --jiter_max: did you mean --jitter_max?"),
+        (["--jiter_max", "3"], "There is no option --jiter_max. Did you mean '--jitter_max'?"),
         (["--min_area", "many"], "invalid int value: 'many'"),
     ],
 )
