@@ -227,6 +227,7 @@ def _run(
         if checkpoint is not None and _take_up_ended(trainer, checkpoint):
             return {}, _final_scores(trainer)
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        _load_kept(trainer)
         return outcome.metrics, _final_scores(trainer)
 
 
@@ -241,14 +242,19 @@ def _take_up_ended(trainer: SamTrainer, checkpoint: Path) -> bool:
     # A checkpoint of a shorter run that somebody put here is no end of this one.
     if not control.get("should_training_stop", False) or trainer.args.max_steps not in (-1, state.max_steps):
         return False
-    kept = checkpoint
-    if trainer.args.load_best_model_at_end and state.best_global_step:
-        kept = checkpoint.with_name(f"checkpoint-{state.best_global_step}")
     trainer.state = state
-    trainer._load_from_checkpoint(str(kept))
+    trainer._load_from_checkpoint(str(checkpoint))
+    _load_kept(trainer)
     scored = [row["step"] for row in state.log_history if "eval_miou" in row]
     trainer.last_scored_step = scored[-1] if scored else None
     return True
+
+
+def _load_kept(trainer: SamTrainer) -> None:
+    """Load the best weights where those are kept; transformers does not find those of a named adapter."""
+    best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+    if best and best != trainer.state.global_step:
+        trainer._load_from_checkpoint(str(Path(str(trainer.args.output_dir)) / f"checkpoint-{best}"))
 
 
 def _final_scores(trainer: SamTrainer) -> ScoreTable | None:

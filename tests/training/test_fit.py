@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import get_peft_model
 from transformers import TrainerCallback
 
+from samparser import SVDCoefficientConfig
 from samparser.data import DataSettings, open_dataset
 from samparser.prediction import predict_files
 from samparser.scoring.table import InstanceScore, ScoreTable
@@ -214,6 +216,16 @@ def test_the_best_checkpoint_is_what_is_saved(run_tiny):
     rows = [row for row in result.folder.rows() if "eval_miou" in row]
     assert len(rows) == 3
     assert result.scores.miou == pytest.approx(max(row["eval_miou"] for row in rows))
+
+
+def test_the_best_checkpoint_is_saved_of_an_adapter_with_a_name_too(run_tiny):
+    config = SVDCoefficientConfig(target_modules=["neck"], modules_to_save=["mask_decoder"])
+    model = get_peft_model(make_tiny_sam(), config, adapter_name="cells")
+    fields = {"num_train_epochs": 3, "learning_rate": 5e-2, "coefficient_lr": 5e-2, "with_eval": True}
+    result, _ = run_tiny(model=model, **fields)
+    rows = [row["eval_miou"] for row in result.folder.rows() if "eval_miou" in row]
+    assert rows[-1] < max(rows), "the last evaluation must not be the best for this test to say anything"
+    assert result.scores.miou == pytest.approx(max(rows))
 
 
 def test_training_stops_early_when_the_score_does_not_rise(run_tiny):

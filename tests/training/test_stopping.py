@@ -7,17 +7,21 @@ from samparser.training import Stopped
 from samparser.training.stopping import stoppable
 
 
+def stopped_by(number, cleaned):
+    try:
+        os.kill(os.getpid(), number)
+        signal.pause()
+    finally:
+        cleaned.append(number)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_a_signal_ends_the_block_with_a_sentence_after_it_has_cleaned_up(number, tmp_path):
     cleaned = []
     before = signal.getsignal(signal.SIGTERM)
     said = rf"Training was stopped \({number.name}\)\. The same command with --resume goes on .* in {tmp_path}\."
     with pytest.raises(Stopped, match=said) as stop, stoppable(tmp_path):
-        try:
-            os.kill(os.getpid(), number)
-            signal.pause()
-        finally:
-            cleaned.append(number)
+        stopped_by(number, cleaned)
     assert cleaned == [number]
     assert stop.value.number == number
     assert isinstance(stop.value, KeyboardInterrupt)
