@@ -150,7 +150,8 @@ def test_sigterm_ends_a_run_that_another_command_could_not_join_and_that_can_be_
         process.send_signal(signal.SIGTERM)
         said = process.stderr.read().decode()
     assert process.returncode not in (0, -signal.SIGTERM)
-    assert "Training was stopped (SIGTERM). The same command with --resume goes on from the last checkpoint" in said
+    assert "SIGTERM" in said
+    assert "--resume" in said
     assert not (output / ".lock").exists()
     assert not (output / "finished.json").exists()
     checkpoint = RunFolder(output).last_checkpoint()
