@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -16,6 +17,9 @@ except ImportError:  # Windows, where folders go unlocked
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+_HELD_BY_ANOTHER = (errno.EAGAIN, errno.EACCES)
+# Some network drives know no locks; a run there goes without one.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 # The system's lock is the process's: a second thread of it would get it too.
 _held: set[str] = set()
 
@@ -59,17 +63,19 @@ def _acquired(path: Path) -> int:
         try:
             if fcntl is not None:
                 fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The one who held it may have deleted the file between the two calls.
-            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
                 return handle
-            os.close(handle)
-        except (BlockingIOError, PermissionError) as error:
             who = _holder(path)
             os.close(handle)
-            raise FolderLocked(who) from error
-        except BaseException:
-            os.close(handle)
+            if error.errno in _HELD_BY_ANOTHER:
+                raise FolderLocked(who) from error
             raise
+        # Whoever held it before may have deleted the file between the two calls.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        os.close(handle)
 
 
 def _holder(path: Path) -> str:

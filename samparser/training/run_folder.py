@@ -141,6 +141,11 @@ class RunFolder:
         wanted = {**_WRITTEN_BY, **json.loads(json.dumps(settings))}
         there = self._there()
         if there is not None and overwrite:
+            if resume:
+                raise RunFolderError(
+                    f"{self.path} holds a run, and both --resume and --overwrite were given: the one goes on with it, "
+                    "the other deletes it. Give one of them."
+                )
             self._refuse_inside(needed or {})
             self._delete()
             there = None

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -49,3 +51,12 @@ def test_a_lock_is_given_back_after_an_error_and_a_damaged_one_does_no_harm(tmp_
     with locked(tmp_path), pytest.raises(FolderLocked, match="another run in this process"), locked(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_drive_without_locks_is_used_without_one(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    with locked(tmp_path):
+        pass

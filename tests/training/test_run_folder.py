@@ -223,3 +223,10 @@ def test_a_checkpoint_is_known_by_its_mark(folder):
     for step in (2, 10):
         mark_complete(folder.checkpoints / f"checkpoint-{step}")
     assert folder.last_checkpoint() == folder.checkpoints / "checkpoint-10"
+
+
+def test_going_on_and_starting_again_are_not_done_together(folder):
+    write_run(folder)
+    with pytest.raises(RunFolderError, match=r"both --resume and --overwrite were given.*Give one of them"):
+        folder.open({"train": {"seed": 3}}, resume=True, overwrite=True)
+    assert folder.log.exists()
