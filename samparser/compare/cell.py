@@ -17,7 +17,7 @@ from samparser.methods import describe, save_trained
 from samparser.scoring.table import ScoreTable
 from samparser.training import EvalSettings, TrainSettings, evaluate, train
 from samparser.training.caching import open_cache
-from samparser.training.run_folder import git_state, versions
+from samparser.training.environment import git_state, versions
 
 from .plan import Cell
 from .workspace import Workspace, train_settings_of

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoConfig, SamConfig
 
 from samparser.methods.cost import method_cost
-from samparser.training.run_folder import versions
+from samparser.training.environment import versions
 
 from .experiment import Experiment, MethodRow
 from .strict import ExperimentError
