@@ -65,7 +65,8 @@ except ImportError as error:
 """
     out = in_fresh_python(code).splitlines()
     assert out[0] == "3"
-    assert 'pip install "samparser[train]"' in out[1]
+    assert "needs PIL, which is not installed: pip install" in out[1]
+    assert '"pillow>=10"' in out[1]
 
 
 def test_importing_samparser_imports_no_room_but_the_tuner():

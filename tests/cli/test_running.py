@@ -169,10 +169,8 @@ def training(model, data, output):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
-@pytest.mark.parametrize(
-    ("number", "status", "how"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
-)
-def test_a_stopped_training_ends_with_one_line_and_can_go_on(tiny_sam_folder, toy_coco, tmp_path, number, status, how):
+@pytest.mark.parametrize(("number", "how"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+def test_a_stopped_training_ends_with_one_line(tiny_sam_folder, toy_coco, tmp_path, number, how):
     words = training(tiny_sam_folder, toy_coco, tmp_path / "run")
     process = subprocess.Popen(
         [sys.executable, "-m", "samparser_command", *words, "--max_steps", "100000", "--log_every", "1"],
