@@ -1,5 +1,7 @@
 """What to do when the device runs out of memory, said where it happens."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,7 +29,7 @@ class OutOfMemoryError(RuntimeError):
 
 @contextmanager
 def advising(advice: str) -> Iterator[None]:
-    """Turns torch's error into one that names the settings that need less memory."""
+    """Turn torch's error into one that names the settings that need less memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:

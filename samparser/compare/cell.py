@@ -1,5 +1,7 @@
 """One cell: trains one row on one data set with one seed, scores it, and gives what goes into its result file."""
 
+from __future__ import annotations
+
 import json
 import shutil
 import time
@@ -10,24 +12,23 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from samparser._files import write_text
-from samparser.methods import build, describe, save_trained
+from samparser.methods import describe, save_trained
 from samparser.scoring.table import ScoreTable
-from samparser.training import TrainSettings, evaluate, train
+from samparser.training import EvalSettings, TrainSettings, evaluate, train
 from samparser.training.caching import open_cache
 from samparser.training.run_folder import git_state, versions
 
 from .plan import Cell
-from .workspace import Workspace, train_settings_of
+from .workspace import Workspace, device_of, train_settings_of
 
 # Beside the adapter, the log and the scores, a run folder holds checkpoints and figures of up to gigabytes.
 _DELETED = ("checkpoints", "figures", "tensorboard")
 
 
 def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> dict[str, Any]:
-    """Runs a cell, or goes on with it where an earlier command was killed.
+    """Run a cell, or go on with it where an earlier command was killed.
 
-    The run folder ``runs/NAME`` keeps the adapter, the log and one row per instance in ``scores.csv``; that of a trial
+    The run folder `runs/NAME` keeps the adapter, the log and one row per instance in `scores.csv`; that of a trial
     is deleted at the end.
 
     Args:
@@ -47,12 +48,12 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
     start = time.perf_counter()
     # A method that starts at random starts from the cell's seed.
     set_seed(settings.seed)
-    model = build(row.method, workspace.new_model(), **row.options)
+    model = workspace.tuned(row)
     trained = describe(model)
     folder = workspace.output / "runs" / cell.name
     timing: dict[str, Any] = {"steps": 0, "seconds_per_step": None}
     if cell.kind == "once":
-        scores = _scores_of(workspace, model, test_set, settings)
+        scores = _scores_of(workspace, model, test_set, settings, experiment.eval_settings(source, row))
         scores.to_csv(folder / "scores.csv")
     else:
         resume = _prepare(folder)
@@ -64,7 +65,7 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
             settings,
             output=folder,
             prompts=experiment.prompt_settings(source, row),
-            eval_settings=experiment.eval_settings(),
+            eval_settings=experiment.eval_settings(source, row),
             resume=resume,
             context={"cell": workspace.settings_of(cell, rates)},
             save=save_trained,
@@ -92,7 +93,7 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
             **timing,
             "cached": features is not None,
             "threads": torch.get_num_threads(),
-            "device": _device(settings),
+            "device": str(device_of(settings)),
             "total_seconds": time.perf_counter() - start,
         },
         "versions": versions(),
@@ -101,7 +102,7 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
 
 
 def units_of(scores: ScoreTable) -> dict[str, dict[str, float]]:
-    """What a score is the plain mean of: ``{metric: {image or volume: value from 0 to 1}}``.
+    """Return what a score is the plain mean of: `{metric: {image or volume: value from 0 to 1}}`.
 
     Two models are compared unit by unit: by images for mIoU and F1, by volumes for DSC.
     """
@@ -114,13 +115,8 @@ def units_of(scores: ScoreTable) -> dict[str, dict[str, float]]:
     return {**units, "dsc": volumes} if volumes else units
 
 
-def write_result(path: Path, result: Mapping[str, Any]) -> None:
-    """Writes a result file, whole or not at all."""
-    write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
-
-
 def _prepare(folder: Path) -> bool:
-    """Clears what a killed command left before its run began; says whether there is a run to go on with."""
+    """Clear what a killed command left before its run began, and say whether there is a run to go on with."""
     if (folder / "settings.json").is_file():
         return True
     if folder.exists():
@@ -128,9 +124,10 @@ def _prepare(folder: Path) -> bool:
     return False
 
 
-def _scores_of(workspace: Workspace, model: Any, test_set: Any, settings: TrainSettings) -> ScoreTable:
-    model = model.to(_device(settings))
-    scoring = workspace.experiment.eval_settings()
+def _scores_of(
+    workspace: Workspace, model: Any, test_set: Any, settings: TrainSettings, scoring: EvalSettings
+) -> ScoreTable:
+    model = model.to(device_of(settings))
     cache = open_cache(model, workspace.processor, settings)
     if cache is None:
         return evaluate(model, workspace.processor, test_set, scoring)
@@ -139,13 +136,8 @@ def _scores_of(workspace: Workspace, model: Any, test_set: Any, settings: TrainS
         return evaluate(model, fed, test_set, scoring)
 
 
-def _device(settings: TrainSettings) -> str:
-    accelerator = torch.accelerator.current_accelerator(check_available=True) if settings.device == "auto" else None
-    return str(accelerator or "cpu")
-
-
 def _plain(value: Any) -> Any:
-    """A mean over nothing becomes null, as JSON has no other word for it."""
+    """Put null for a mean over nothing, as JSON has no other word for it."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return None if isinstance(value, float) and value != value else value

@@ -8,6 +8,8 @@ with cache.feeding():                                   # the frozen encoder lea
         model(pixel_values=batch["pixel_values"], input_boxes=batch["input_boxes"])
 """
 
+from __future__ import annotations
+
 import json
 import shutil
 import warnings
@@ -21,9 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from samparser._files import write_text
+from samparser._words import count
 from samparser.sam.lean import lean_decoder
+from samparser.sam.loading import check_processor
 from samparser.sam.modes import evaluating
-from samparser.sam.presets import check_processor, plain_model
+from samparser.sam.wrapped import changes_before_neck, changes_in_neck, image_processor, plain_sam
 
 from .keys import image_key, upstream_fingerprint, upstream_tensors
 from .offload import EncoderAside
@@ -40,12 +44,12 @@ _GB = 1e9
 class FeatureCache:
     """Features of images on disk, for a SAM of which nothing before the neck is trained.
 
-    ``form`` is what is stored for an image whose encoder has h * w patches (64 * 64 for 1024 pixels):
+    `form` is what is stored for an image whose encoder has h * w patches (64 * 64 for 1024 pixels):
 
-    - ``"tokens"``: (h, w, C), what enters the neck. ViT-B: 6.3 MB in float16.
-    - ``"projection"``: (h, w, r), the tokens times ``projection`` (r, C), where the neck's first layer goes on from
-      there. With conv1's frozen basis ``Vh`` a third of the bytes on ViT-B.
-    - ``"embedding"``: (c, h, w), the image embedding; chosen where nothing in the neck is trained or adapted.
+    - "tokens": (h, w, C), what enters the neck. ViT-B: 6.3 MB in float16.
+    - "projection": (h, w, r), the tokens times `projection` (r, C), where the neck's first layer goes on from
+      there. With conv1's frozen basis `Vh` a third of the bytes on ViT-B.
+    - "embedding": (c, h, w), the image embedding; chosen where nothing in the neck is trained or adapted.
 
     Features depend on the image, the weights before that place, the preprocessing and the input size. All of these are
     hashed into an entry's name and checked when it is read, so a folder may serve many models, and features of another
@@ -58,7 +62,7 @@ class FeatureCache:
         model: SamModel, or a PeftModel around one.
         processor: Its SamProcessor.
         dtype: torch.float16, or torch.float32 for twice the bytes.
-        projection: See ``form``; the caller sees to it that the neck's first layer takes the result.
+        projection: See `form`; the caller sees to it that the neck's first layer takes the result.
         limit_gb: Refuse to fill the cache beyond so many gigabytes (1e9 bytes) on disk.
 
     Raises:
@@ -76,9 +80,7 @@ class FeatureCache:
         projection: Tensor | None = None,
         limit_gb: float | None = None,
     ) -> None:
-        sam: Any = plain_model(model)
-        if getattr(getattr(sam, "config", None), "model_type", None) != "sam":
-            raise TypeError(f"Features can be cached for a SamModel or a PeftModel around one, not for {type(sam)}.")
+        sam = plain_sam(model, "Caching features")
         if dtype not in _DTYPES:
             raise ValueError(
                 f"Features are stored as torch.float16 or torch.float32, not as {dtype}: bfloat16 takes the bytes of "
@@ -88,9 +90,9 @@ class FeatureCache:
             raise ValueError(f"limit_gb must be more than 0 gigabytes; got {limit_gb}.")
         check_processor(model, processor)
         self._model, self._sam, self._projection, self._limit = model, sam, projection, limit_gb
-        self._images = getattr(processor, "image_processor", processor)
-        self.form: Form = "projection" if projection is not None else _form(sam)
-        refuse_trained_upstream(model)
+        self._images = image_processor(processor)
+        self.form: Form = _form(model, projection)
+        _refuse_changes_before_neck(model)
         upstream = upstream_tensors(sam.vision_encoder, with_neck=self.form == "embedding")
         config = sam.config.vision_config.to_dict()
         fingerprint = upstream_fingerprint(upstream.items(), config, self._images, self.form, projection)
@@ -100,12 +102,12 @@ class FeatureCache:
         self._aside: EncoderAside | None = None
 
     @property
-    def processor(self) -> "FeatureProcessor":
-        """Takes the place of the model's processor: gives stored features where that one gives ``pixel_values``."""
+    def processor(self) -> FeatureProcessor:
+        """What takes the place of the model's processor: it gives stored features as `pixel_values`."""
         return FeatureProcessor(self._images, self.store)
 
     def encode(self, image: np.ndarray) -> Tensor:
-        """Computes the features of an image, uint8 RGB (H, W, 3), on the model's device, without the cache.
+        """Compute the features of an image, uint8 RGB (H, W, 3), on the model's device, without the cache.
 
         Raises:
             RuntimeError: The encoder is put away, inside `feeding`.
@@ -131,13 +133,13 @@ class FeatureCache:
             handle.remove()
 
     def features(self, image: np.ndarray) -> Tensor:
-        """The features of an image as stored; computed and stored first if they are not there or damaged."""
+        """Return the features of an image as stored; computed and stored first if they are not there or damaged."""
         key = image_key(image)
         stored = self._stored(key)
         return self.store.write(key, self.encode(image)) if stored is None else stored
 
     def _stored(self, key: str) -> Tensor | None:
-        """The features under a key; None where they are not there, or damaged, of which a warning tells."""
+        """Return the features under a key; None where they are not there, or damaged, of which a warning tells."""
         try:
             return self.store.read(key, verify=True)
         except MissingFeaturesError:
@@ -147,18 +149,18 @@ class FeatureCache:
             return None
 
     def need(self, images: int) -> str:
-        """Says what so many images take on disk, what is there already and what is free.
+        """Say what so many images take on disk, what is there already and what is free.
 
         Raises:
-            ValueError: That is more than ``limit_gb``, or does not fit on the disk.
+            ValueError: That is more than `limit_gb`, or does not fit on the disk.
         """
         entries, used = self.store.size()
         most = images * self.store.entry_bytes + self._aside_bytes()
         free = shutil.disk_usage(_existing(self.folder)).free
         text = (
-            f"Feature cache {self.store.folder}: {images} images of {self.store.entry_bytes / 1e6:.1f} MB, with the "
-            f"encoder's weights {most / _GB:.2f} GB at most; {entries} images ({used / _GB:.2f} GB) are there, "
-            f"{free / _GB:.1f} GB are free."
+            f"Feature cache {self.store.folder}: {count(images, 'image')} of {self.store.entry_bytes / 1e6:.1f} MB, "
+            f"with the encoder's weights {most / _GB:.2f} GB at most; {count(entries, 'image')} "
+            f"({used / _GB:.2f} GB) there, {free / _GB:.1f} GB are free."
         )
         ways_out = (
             "Cache fewer images, store conv1's projection or float16 instead of float32 tokens, use another folder, or "
@@ -170,14 +172,14 @@ class FeatureCache:
             raise ValueError(f"{text} That does not fit. {ways_out}")
         return text
 
-    def fill(self, samples: "Sequence[Sample]", *, process: tuple[int, int] = (0, 1), progress: bool = True) -> int:
-        """Stores the features of every sample that is not in the cache yet, and computes damaged ones anew.
+    def fill(self, samples: Sequence[Sample], *, process: tuple[int, int] = (0, 1), progress: bool = True) -> int:
+        """Store the features of every sample that is not in the cache yet, and computes damaged ones anew.
 
         May be stopped at any time and called again, and several processes may fill one folder.
 
         Args:
-            samples: Anything with a length whose items have an ``image``.
-            process: ``(rank, world size)``; each process takes every world-size-th image.
+            samples: Anything with a length whose items have an `image`.
+            process: `(rank, world size)`; each process takes every world-size-th image.
             progress: Print the disk need (rank 0) and show a progress bar.
 
         Returns:
@@ -206,11 +208,11 @@ class FeatureCache:
         return encoded
 
     @contextmanager
-    def feeding(self) -> Iterator["FeatureProcessor"]:
-        """Inside the block the model takes features as ``pixel_values``, and its frozen encoder is not in memory.
+    def feeding(self) -> Iterator[FeatureProcessor]:
+        """Let the model take features as `pixel_values` inside the block, without its frozen encoder in memory.
 
         The encoder's weights wait in a file beside the features, and are back, bit for bit, when the block ends. The
-        mask decoder works as in :func:`~samparser.sam.lean_decoder`.
+        mask decoder works as in `samparser.sam.lean_decoder`.
         """
         if self._aside is not None:
             raise RuntimeError("This cache already feeds its model.")
@@ -271,7 +273,7 @@ class FeatureProcessor:
         self._images, self._store = images, store
 
     def __call__(self, image: np.ndarray, **_: Any) -> dict[str, Tensor]:
-        """``pixel_values``: the features (1, ...) of an image, uint8 RGB (H, W, 3).
+        """Return `pixel_values`: the features (1, ...) of an image, uint8 RGB (H, W, 3).
 
         Raises:
             MissingFeaturesError: The image is not in the cache.
@@ -286,49 +288,25 @@ class FeatureProcessor:
         return getattr(self._images, name)
 
 
-def refuse_trained_upstream(model: nn.Module) -> None:
-    """Makes sure that the features of a model stay what they are while it trains.
+def _form(model: nn.Module, projection: Tensor | None) -> Form:
+    if projection is not None:
+        return "projection"
+    return "tokens" if changes_in_neck(model) else "embedding"
 
-    Raises:
-        ValueError: Something before the neck is trained or carries an adapter; the message names it.
-    """
-    sam: Any = plain_model(model)
-    trained = [
-        name
-        for name, parameter in sam.vision_encoder.named_parameters()
-        if parameter.requires_grad and not name.startswith("neck.")
-    ]
-    adapted = [] if trained else [name for name in _adapter_modules(sam.vision_encoder) if not _in_neck(name)]
-    if trained or adapted:
-        what, names = ("trains", trained) if trained else ("has adapters on", adapted)
+
+def _refuse_changes_before_neck(model: nn.Module) -> None:
+    changes = changes_before_neck(model)
+    if changes:
+        what, names = ("trains", changes.trained) if changes.trained else ("has adapters on", changes.adapted)
         raise ValueError(
-            f"Features cannot be cached: this model {what} {len(names)} parts of the image encoder before its neck, "
-            f"first vision_encoder.{names[0]}, so the features change in every step. A cache serves methods that tune "
-            "the neck and what follows it, such as samparser or decoder; train this one without a cache."
+            f"Features cannot be cached: this model {what} {count(len(names), 'part')} of the image encoder before its "
+            f"neck, first {names[0]}, so the features change in every step. A cache serves methods that tune the neck "
+            "and what follows it, such as samparser or decoder; train this one without a cache."
         )
 
 
-def _form(sam: Any) -> Form:
-    neck = sam.vision_encoder.neck
-    changes = any(parameter.requires_grad for parameter in neck.parameters())
-    changes = changes or any(_in_neck(name) for name in _adapter_modules(sam.vision_encoder))
-    return "tokens" if changes else "embedding"
-
-
-def _in_neck(name: str) -> bool:
-    return name.split(".")[0] == "neck"
-
-
-def _adapter_modules(encoder: nn.Module) -> list[str]:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-    return [name for name, module in encoder.named_modules() if isinstance(module, kinds)]
-
-
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
+    """Return the folder, or the nearest one above it that exists."""
     folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent

@@ -1,5 +1,7 @@
 """An image encoder without its frozen part: it takes cached features where images went in."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from samparser._files import replacing
 
 
 class FeatureInput(nn.Module):
-    """Stands where the patch embedding stood and lets features through.
+    """A module that stands where the patch embedding stood and lets features through.
 
     Args:
         shape: Of the features of one image.
@@ -24,7 +26,7 @@ class FeatureInput(nn.Module):
         self.shape, self.dtype = shape, dtype
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (B, *shape) in the encoder's dtype.
+        """Return features (B, *shape) in the encoder's dtype.
 
         Raises:
             ValueError: The input is an image, or has another shape.
@@ -39,7 +41,7 @@ class FeatureInput(nn.Module):
 
 
 class EncoderAside:
-    """Puts the frozen part of an image encoder aside, its weights on disk, until `restore`.
+    """The frozen part of an image encoder, put aside with its weights on disk until `restore`.
 
     Args:
         encoder: transformers' SamVisionEncoder.
@@ -49,7 +51,7 @@ class EncoderAside:
     """
 
     def __init__(self, encoder: Any, shape: tuple[int, ...], weights: Path, *, after_neck: bool) -> None:
-        self._encoder, self._weights, self._after_neck = encoder, weights, after_neck
+        self._encoder, self._weights = encoder, weights
         self._parts = {"patch_embed": encoder.patch_embed, "layers": encoder.layers}
         self._position = encoder.pos_embed
         self._neck = encoder.neck
@@ -67,7 +69,7 @@ class EncoderAside:
             encoder.neck = nn.Identity()
 
     def restore(self) -> None:
-        """Gives the encoder its frozen part back: the same parameter objects with the same values, on its device."""
+        """Give the encoder its frozen part back: the same parameter objects with the same values, on its device."""
         device = next(self._neck.parameters()).device
         values = load_file(self._weights, device=str(device))
         for name, tensor in self._tensors.items():
@@ -80,7 +82,7 @@ class EncoderAside:
 
 
 def _holds(file: Path, tensors: dict[str, Tensor]) -> bool:
-    """Whether a file has exactly these tensors: nothing leaves memory that could not come back."""
+    """Return whether a file has exactly these tensors: nothing leaves memory that could not come back."""
     try:
         with safe_open(file, framework="pt") as stored:
             if set(stored.keys()) != tensors.keys():

@@ -1,7 +1,8 @@
 """Cached features on disk: one safetensors file for each image, written whole, read by memory mapping."""
 
+from __future__ import annotations
+
 import time
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from samparser._files import replacing
-
-from .keys import tensor_bytes
+from samparser._hashing import sha256_of
 
 _NAME = "features"
 _ABANDONED_AFTER = 3600.0
@@ -44,15 +44,15 @@ class FeatureStore:
 
     @property
     def entry_bytes(self) -> int:
-        """Size of an entry on disk, a header of a few hundred bytes aside."""
+        """Return the size of an entry on disk, a header of a few hundred bytes aside."""
         return int(torch.Size(self.shape).numel() * self.dtype.itemsize)
 
     def path(self, key: str) -> Path:
-        """The file of an image's features."""
+        """Return the file of an image's features."""
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def read(self, key: str, *, verify: bool = False) -> Tensor:
-        """The features of an image, mapped from the file: nothing is read before it is used.
+        """Return the features of an image, mapped from the file: nothing is read before it is used.
 
         Args:
             key: The image's, see `image_key`.
@@ -80,12 +80,12 @@ class FeatureStore:
             raise DamagedFeaturesError(
                 f"{path} holds {features.dtype} {tuple(features.shape)} instead of {self.dtype} {self.shape}. {_REFILL}"
             )
-        if verify and metadata.get("crc32") != _checksum(features):
+        if verify and metadata.get("sha256") != sha256_of(features):
             raise DamagedFeaturesError(f"{path} has changed since it was written: its checksum differs. {_REFILL}")
         return features
 
     def write(self, key: str, features: Tensor) -> Tensor:
-        """Stores the features of an image and returns them as stored; the file appears whole or not at all.
+        """Store the features of an image and return them as stored; the file appears whole or not at all.
 
         Raises:
             ValueError: The features have another shape than the store's, or are not finite.
@@ -100,25 +100,21 @@ class FeatureStore:
         if bool(narrow.isfinite().all()):
             stored = narrow
         stored = stored.contiguous()
-        metadata = {"fingerprint": self.fingerprint, "image": key, "crc32": _checksum(stored)}
+        metadata = {"fingerprint": self.fingerprint, "image": key, "sha256": sha256_of(stored)}
         with replacing(self.path(key)) as temporary:
             save_file({_NAME: stored}, temporary, metadata=metadata)
         return stored
 
     def size(self) -> tuple[int, int]:
-        """Number of entries and their bytes on disk."""
+        """Return the number of entries and their bytes on disk."""
         sizes = [path.stat().st_size for path in self.folder.glob("??/[!.]*.safetensors")]
         return len(sizes), sum(sizes)
 
     def remove_abandoned(self) -> None:
-        """Deletes temporary files that a killed process left an hour ago or earlier."""
+        """Delete temporary files that a killed process left an hour ago or earlier."""
         for path in self.folder.glob("??/.*.tmp.safetensors"):
             if time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
                 path.unlink(missing_ok=True)
 
 
 _REFILL = "Fill the cache again: what is damaged is computed anew."
-
-
-def _checksum(tensor: Tensor) -> str:
-    return f"{zlib.crc32(tensor_bytes(tensor).data):08x}"

@@ -1,12 +1,15 @@
 """Prompts in, masks at original size out, for one image or for files."""
 
+from __future__ import annotations
+
 from .files import predict_files
 from .mask_files import SegmentedImage, write_coco, write_label_png
 from .mask_generation import GeneratedMasks, generate_masks
-from .predictor import predict, predict_logits, to_original_size
+from .predictor import SamPredictor, predict, predict_logits, to_original_size
 
 __all__ = [
     "GeneratedMasks",
+    "SamPredictor",
     "SegmentedImage",
     "generate_masks",
     "predict",

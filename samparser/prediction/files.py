@@ -1,5 +1,7 @@
 """Prediction from image files and prompt files to mask files."""
 
+from __future__ import annotations
+
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,8 +13,10 @@ from torch import nn
 
 from samparser._extras import require
 from samparser._memory import PREDICTION, advising
+from samparser._words import count, shortened
 from samparser.drawing.overlays import overlay
 from samparser.prompts.checks import check_boxes, check_points
+from samparser.sam.wrapped import input_size
 
 from .mask_files import SegmentedImage, write_coco, write_image, write_label_png
 from .mask_generation import generate_masks
@@ -31,9 +35,9 @@ def predict_files(
     batch: int = 64,
     progress: bool = True,
 ) -> list[Path]:
-    """Segments image files and writes label PNGs, overlays and one COCO file.
+    """Segment image files and write label PNGs, overlays and one COCO file.
 
-    Writes ``masks/NAME.png`` (0 background, mask number from 1), ``overlays/NAME.png`` and ``masks.json`` (COCO with
+    Written are `masks/NAME.png` (0 background, mask number from 1), `overlays/NAME.png` and `masks.json` (COCO with
     run-length encoding, masks in the order of the prompts, overlapping masks whole). NAME is the image's path below
     the folder that was given, or its file name.
 
@@ -74,8 +78,9 @@ def predict_files(
     if grid is None:
         prompts = _prompts_by_name(boxes or points or "", files, columns=2 if points else 4)
         if without := [name for name in files if name not in prompts]:
-            warnings.warn(f"{len(without)} of {len(files)} images have no prompts, first {without[0]}.", stacklevel=2)
-    failed = _check_before(files, prompts, paths, _input_size(processor), kind=given[0])
+            some = f"{len(without)} of {count(len(files), 'image')}"
+            warnings.warn(f"{some} have no prompts, first {without[0]}.", stacklevel=2)
+    failed = _check_before(files, prompts, paths, input_size(processor), kind=given[0])
     todo = [name for name in files if (grid is not None or name in prompts) and name not in failed]
     written: list[Path] = []
 
@@ -103,14 +108,14 @@ def predict_files(
         write_coco(output / "masks.json", segment())
     if failed:
         first = next(iter(failed.values()))
-        warnings.warn(f"{len(failed)} of {len(files)} images left out, first: {first}", stacklevel=2)
+        warnings.warn(f"{len(failed)} of {count(len(files), 'image')} left out, first: {first}", stacklevel=2)
     return written
 
 
 def _check_before(
     files: Mapping[str, Path], prompts: Mapping[str, Any], images: Sequence[Path], target: int, kind: str
 ) -> dict[str, str]:
-    """Looks at the head of every image and at its prompts, so that a mistake in the last one is found first.
+    """Look at the head of every image and at its prompts, so that a mistake in the last one is found first.
 
     Returns:
         What is wrong with the images that do not open, by NAME.
@@ -139,14 +144,10 @@ def _check_before(
     return failed
 
 
-def _input_size(processor: Any) -> int:
-    return int(getattr(processor, "image_processor", processor).size["longest_edge"])
-
-
 def find_images(images: Iterable[str | Path], output: Path | None = None) -> dict[str, Path]:
-    """Image files by NAME: for a folder the path below it, for a file its own name.
+    """Return image files by NAME: for a folder the path below it, for a file its own name.
 
-    What lies in ``output`` is left out, as it may be a folder below the images and hold an earlier result.
+    What lies in `output` is left out, as it may be a folder below the images and hold an earlier result.
 
     Raises:
         FileNotFoundError: A path does not exist.
@@ -171,7 +172,7 @@ def find_images(images: Iterable[str | Path], output: Path | None = None) -> dic
                 raise ValueError(f"{stems[stem]} and {entry} would both be written to {stem}.png; do them separately.")
             found[name] = entry
     if not found:
-        raise ValueError(f"There is no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in {[str(i) for i in images]}.")
+        raise ValueError(f"There is no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in {shortened(images)}.")
     return found
 
 
@@ -203,7 +204,11 @@ def _prompts_by_name(file: str | Path, files: dict[str, Path], columns: int) -> 
             raise ValueError(f"{file}, {key!r}: expected a list of {shape}, got {str(rows)[:80]}.")
         matching = [n for n, path in files.items() if key in (n, path.name, str(path))]
         if len(matching) != 1:
-            state = "matches none of the images" if not matching else f"matches {len(matching)} images: {matching[:3]}"
+            state = (
+                "matches none of the images"
+                if not matching
+                else f"matches {len(matching)} images: {shortened(matching, 3)}"
+            )
             raise ValueError(f"{file}: {key!r} {state}. Images go by their path below the folder given, or file name.")
         if matching[0] in prompts:
             raise ValueError(f"{file} names the image {matching[0]} twice.")

@@ -1,5 +1,7 @@
 """Masks as files: label PNG, overlay PNG, COCO JSON with run-length encoding."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,14 +30,14 @@ class SegmentedImage(NamedTuple):
 
 
 def write_image(image: np.ndarray, path: str | Path) -> None:
-    """Writes uint8 RGB (H, W, 3) or grey (H, W), 8 or 16 bits, in the format of the suffix; whole or not at all."""
+    """Write uint8 RGB (H, W, 3) or grey (H, W), 8 or 16 bits, in the format of the suffix; whole or not at all."""
     pillow = require("PIL.Image", "Writing images")
     with replacing(path) as temporary:
         pillow.fromarray(image).save(temporary)
 
 
 def write_label_png(masks: np.ndarray, path: str | Path) -> None:
-    """Writes masks as one grey PNG: 0 is background, mask number i has the value i + 1.
+    """Write masks as one grey PNG: 0 is background, mask number i has the value i + 1.
 
     8 bits for up to 255 masks, 16 bits above. A pixel has one value only: where masks overlap, the smaller one wins.
     The COCO file keeps overlapping masks apart.
@@ -57,21 +59,8 @@ def write_label_png(masks: np.ndarray, path: str | Path) -> None:
     write_image(labels, path)
 
 
-def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """A bool mask (H, W) as COCO's compressed run-length encoding: {"size": [H, W], "counts": text}."""
-    encoded = require("pycocotools.mask", "Run-length encoding").encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
-
-
-def decode_mask(encoding: Mapping[str, Any]) -> np.ndarray:
-    """The bool mask (H, W) of a compressed run-length encoding."""
-    counts = encoding["counts"]
-    packed = {"size": encoding["size"], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
-    return require("pycocotools.mask", "Run-length encoding").decode(packed).astype(bool)
-
-
 def coco_annotations(images: Iterable[SegmentedImage], classes: Mapping[int, str] | None = None) -> dict[str, Any]:
-    """A COCO data set of masks: one annotation per mask in the order given, empty masks included with area 0.
+    """Return a COCO data set of masks: one annotation per mask in the order given, empty masks included with area 0.
 
     Boxes are COCO's (x, y, width, height). Image and annotation ids count from 1.
 
@@ -79,6 +68,9 @@ def coco_annotations(images: Iterable[SegmentedImage], classes: Mapping[int, str
         images: Consumed one at a time; only the encodings are kept.
         classes: Names by class id; None means one class, "object", with id 1.
     """
+    require("pycocotools.mask", "Run-length encoding")
+    from samparser.data.readers.segmentations import mask_rle
+
     categories = [{"id": key, "name": name} for key, name in (classes or {1: "object"}).items()]
     content: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
     for image_id, segmented in enumerate(images, start=1):
@@ -92,7 +84,7 @@ def coco_annotations(images: Iterable[SegmentedImage], classes: Mapping[int, str
                 "bbox": _coco_box(mask),
                 "area": int(np.count_nonzero(mask)),
                 "iscrowd": 0,
-                "segmentation": encode_mask(mask),
+                "segmentation": mask_rle(mask),
             }
             if segmented.scores is not None:
                 annotation["score"] = float(segmented.scores[number])
@@ -101,13 +93,12 @@ def coco_annotations(images: Iterable[SegmentedImage], classes: Mapping[int, str
 
 
 def write_coco(path: str | Path, images: Iterable[SegmentedImage], classes: Mapping[int, str] | None = None) -> None:
-    """Writes :func:`coco_annotations` as JSON; whole or not at all."""
+    """Write `coco_annotations` as JSON; whole or not at all."""
     write_text(path, json.dumps(coco_annotations(images, classes)) + "\n")
 
 
 def _coco_box(mask: np.ndarray) -> list[int]:
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    if not len(rows):
-        return [0, 0, 0, 0]
-    x, y = int(columns[0]), int(rows[0])
-    return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
+    from samparser.data.sample import tight_box
+
+    x0, y0, x1, y1 = tight_box(mask) or (0, 0, 0, 0)
+    return [x0, y0, x1 - x0, y1 - y0]

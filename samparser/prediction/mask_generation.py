@@ -1,5 +1,7 @@
 """Masks of everything in an image, from a grid of points: transformers' mask generation, without torchvision."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,12 +10,13 @@ from torch import Tensor, nn
 
 from samparser._extras import require
 from samparser.prompts.checks import check_image
+from samparser.sam.loading import check_processor
 from samparser.sam.modes import evaluating
-from samparser.sam.presets import check_processor, plain_model
+from samparser.sam.wrapped import image_processor, plain_sam
 
 
 class GeneratedMasks(NamedTuple):
-    """What :func:`generate_masks` found, best first.
+    """What `generate_masks` found, best first.
 
     Attributes:
         masks: bool (N, H, W), original image size.
@@ -36,12 +39,12 @@ def generate_masks(
     nms_thresh: float = 0.7,
     crops: int = 0,
 ) -> GeneratedMasks:
-    """Segments everything: a point prompt at each node of a grid, poor masks dropped, duplicates removed.
+    """Segment everything: a point prompt at each node of a grid, poor masks dropped, duplicates removed.
 
-    This is ``pipeline("mask-generation")`` of transformers with its last step, the removal of duplicates, done here,
+    This is `pipeline("mask-generation")` of transformers with its last step, the removal of duplicates, done here,
     because transformers needs torchvision for it. A merged model works in the plain pipeline too.
 
-    The model judges its masks itself (``pred_iou_thresh``). Training with a mask loss alone does not train this
+    The model judges its masks itself (`pred_iou_thresh`). Training with a mask loss alone does not train this
     judgement: if a tuned model keeps too few or too many masks, move the thresholds.
 
     Args:
@@ -62,9 +65,9 @@ def generate_masks(
     pillow = require("PIL.Image", "Generating masks from a grid")
     from transformers import MaskGenerationPipeline
 
-    sam: Any = plain_model(model)
-    if getattr(getattr(sam, "config", None), "model_type", None) != "sam":
-        raise TypeError(f"Mask generation needs a SamModel, or a PeftModel around one; got a {type(sam).__name__}.")
+    from samparser.data.readers.segmentations import rle_mask
+
+    sam = plain_sam(model, "Mask generation")
     check_processor(model, processor)
     if points_per_side < 1 or batch < 1:
         raise ValueError(f"points_per_side and batch must be 1 or more; got {points_per_side} and {batch}.")
@@ -73,10 +76,9 @@ def generate_masks(
         def postprocess(self, model_outputs: Any, **kwargs: Any) -> Any:
             return list(model_outputs)
 
-    images = getattr(processor, "image_processor", processor)
     image = check_image(image)
     with evaluating(model):
-        parts = Pipeline(model=sam, image_processor=images)(
+        parts = Pipeline(model=sam, image_processor=image_processor(processor))(
             pillow.fromarray(image),
             points_per_batch=batch,
             points_per_crop=points_per_side,
@@ -90,11 +92,13 @@ def generate_masks(
     scores = torch.cat([part["iou_scores"] for part in parts]).float().cpu()
     boxes = torch.cat([part["boxes"] for part in parts]).float().cpu()
     kept = non_maximum_suppression(boxes, scores, nms_thresh).tolist()
-    return GeneratedMasks(np.stack([_decode(encodings[index]) for index in kept]), scores[kept].numpy())
+    return GeneratedMasks(
+        np.stack([rle_mask(encodings[index], *image.shape[:2]) for index in kept]), scores[kept].numpy()
+    )
 
 
 def non_maximum_suppression(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Indices of the boxes to keep, best first: each in turn removes the later ones that overlap it too much.
+    """Return the indices of the boxes to keep, best first: each in turn removes later ones that overlap it too much.
 
     Args:
         boxes: (N, 4), (x0, y0, x1, y1).
@@ -113,11 +117,3 @@ def non_maximum_suppression(boxes: Tensor, scores: Tensor, threshold: float) -> 
         union = areas[best] + areas[left] - common
         left = left[~(common > threshold * union)]
     return torch.tensor(kept, dtype=torch.long)
-
-
-def _decode(encoding: dict[str, Any]) -> np.ndarray:
-    """The mask of an uncompressed run-length encoding: runs of 0 and 1 in turn, column by column."""
-    height, width = encoding["size"]
-    counts = np.asarray(encoding["counts"])
-    values = np.arange(len(counts)) % 2 == 1
-    return np.repeat(values, counts).reshape(width, height).T

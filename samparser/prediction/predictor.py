@@ -1,28 +1,201 @@
 """Masks at original image size for boxes and points given in original pixels."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, overload
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from samparser.prompts.checks import check_boxes, check_image, check_points
-from samparser.prompts.coordinates import to_input_frame
+from samparser.prompts.coordinates import resized_size, to_input_frame
+from samparser.sam.loading import check_processor
 from samparser.sam.modes import evaluating
-from samparser.sam.presets import check_processor, plain_model
+from samparser.sam.wrapped import image_processor, input_size, plain_sam
 
 from .shared_encoder import SharedEncoder, check_adapters, using_adapter
 
 
-class _Request(NamedTuple):
-    """An image and its prompts, as SamModel wants them."""
+class SamPredictor:
+    """A SAM that looks at one image and answers any number of prompts, under any of its adapters.
 
-    pixel_values: Tensor
-    original_size: tuple[int, int]
-    prompts: dict[str, Tensor]  # each (1, N, ...), in the input frame
-    number: int
+    The image is encoded when the first prompt comes, and again only where another adapter, or a weight that has
+    changed meanwhile, makes that necessary (what is written in place to `weight.data` is not seen: call `set_image`
+    again). The model runs in eval mode without gradients and is left as it was.
+
+    Args:
+        model: SamModel, or a PeftModel around one.
+        processor: Its SamProcessor, or the image processor alone.
+
+    Raises:
+        TypeError: The model is not a SamModel.
+        ValueError: The processor is one for another input size.
+
+    Example:
+        predictor = SamPredictor(model, processor)
+        predictor.set_image(image)
+        masks = predictor.predict(boxes=[[10, 20, 110, 220]])
+        others = predictor.predict(points=[[60, 80]], adapters=["nuclei", None])
+    """
+
+    def __init__(self, model: nn.Module, processor: Any) -> None:
+        self._sam = plain_sam(model, "Prediction")
+        check_processor(model, processor)
+        self._model, self._images = model, image_processor(processor)
+        self._encoder: SharedEncoder | None = None
+        self._size = (0, 0)
+
+    def set_image(self, image: np.ndarray) -> None:
+        """Take an image, uint8 RGB (H, W, 3), in place of the one before.
+
+        Raises:
+            ValueError: The image is not uint8 RGB.
+        """
+        image = check_image(image)
+        pixels = self._images(image, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+        self._encoder = SharedEncoder(self._model, pixels)
+        self._size = (image.shape[0], image.shape[1])
+
+    def predict_logits(self, boxes: Any = None, points: Any = None, labels: Any = None, *, batch: int = 64) -> Tensor:
+        """Return mask logits at original image size; above 0 means object.
+
+        Logits go to original size as transformers' `post_process_masks` does it: up to the padded input, padding cut
+        off, then to original size, bilinear both times.
+
+        Args:
+            boxes: (N, 4), (x0, y0, x1, y1) in pixels of the original image.
+            points: (N, 2), one (x, y) in original pixels per object; or (N, P, 2), or a list of N arrays (P_n, 2).
+                With boxes too, each object has both.
+            labels: 1 on the object, 0 off it, in the shape of the points without the last axis; None means all 1.
+            batch: Prompts decoded at a time: bounds memory, changes nothing else.
+
+        Returns:
+            float32 (N, H, W) on the CPU.
+
+        Raises:
+            ValueError: Prompts are missing, malformed, outside the image or in another frame; or there is no image.
+        """
+        prompts, number = self._prompts(boxes, points, labels, batch)
+        logits = torch.empty((number, *self._size))
+        with evaluating(self._model):
+            for rows, chunk in self._decode(prompts, number, batch):
+                logits[rows] = chunk.cpu()
+        return logits
+
+    @overload
+    def predict(
+        self,
+        boxes: Any = None,
+        points: Any = None,
+        labels: Any = None,
+        *,
+        threshold: float = 0.0,
+        batch: int = 64,
+        adapters: None = None,
+    ) -> np.ndarray: ...
+
+    @overload
+    def predict(
+        self,
+        boxes: Any = None,
+        points: Any = None,
+        labels: Any = None,
+        *,
+        threshold: float = 0.0,
+        batch: int = 64,
+        adapters: Sequence[str | None],
+    ) -> dict[str | None, np.ndarray]: ...
+
+    def predict(
+        self,
+        boxes: Any = None,
+        points: Any = None,
+        labels: Any = None,
+        *,
+        threshold: float = 0.0,
+        batch: int = 64,
+        adapters: Sequence[str | None] | None = None,
+    ) -> np.ndarray | dict[str | None, np.ndarray]:
+        """Return one mask per box or point, at original image size.
+
+        Prompts and errors are those of `predict_logits`, and besides:
+
+        Args:
+            boxes: As for `predict_logits`.
+            points: As for `predict_logits`.
+            labels: As for `predict_logits`.
+            threshold: Logits above it belong to the object.
+            batch: As for `predict_logits`.
+            adapters: Names of adapters of a PeftModel to run one after the other; None among them stands for the base
+                model. What no adapter changes runs once: with only the neck and the decoder adapted, that is the whole
+                transformer. The active adapter is the same afterwards as before.
+
+        Returns:
+            bool (N, H, W); with `adapters` a dict of such arrays by adapter name.
+
+        Raises:
+            TypeError: `adapters` is given and the model is no PeftModel.
+            ValueError: An adapter is not there or named twice, or as for `predict_logits`.
+        """
+        prompts, number = self._prompts(boxes, points, labels, batch)
+        if adapters is not None:
+            check_adapters(self._model, adapters)
+
+        def masks() -> np.ndarray:
+            result = np.zeros((number, *self._size), dtype=bool)
+            for rows, chunk in self._decode(prompts, number, batch):
+                result[rows] = (chunk > threshold).cpu().numpy()
+            return result
+
+        with evaluating(self._model):
+            if adapters is None:
+                return masks()
+            found = {}
+            for name in adapters:
+                with using_adapter(self._model, name):
+                    found[name] = masks()
+            return found
+
+    def _prompts(self, boxes: Any, points: Any, labels: Any, batch: int) -> tuple[dict[str, Tensor], int]:
+        """Return the prompts as SamModel wants them, each (1, N, ...) in the input frame, and N."""
+        if self._encoder is None:
+            raise ValueError("There is no image yet: call set_image(image) before predict.")
+        if batch < 1:
+            raise ValueError(f"batch must be 1 or more prompts at a time; got {batch}.")
+        if boxes is None and points is None:
+            raise ValueError(
+                "Give boxes or points (or both): SAM segments what a prompt asks for. For masks of everything "
+                "in the image use generate_masks."
+            )
+        if labels is not None and points is None:
+            raise ValueError("labels say which points are on the object; give points with them.")
+        size, target = self._size, input_size(self._images)
+        arrays: dict[str, np.ndarray] = {}
+        if boxes is not None:
+            arrays["input_boxes"] = to_input_frame(check_boxes(boxes, size, target), size, target)
+        if points is not None:
+            array, marks = check_points(points, labels, size)
+            arrays |= {"input_points": to_input_frame(array, size, target), "input_labels": marks}
+        if boxes is not None and points is not None and len(arrays["input_boxes"]) != len(arrays["input_points"]):
+            raise ValueError(
+                f"Boxes and points together describe the same objects; got {len(arrays['input_boxes'])} boxes and "
+                f"{len(arrays['input_points'])} objects with points."
+            )
+        device = next(self._sam.parameters()).device
+        prompts = {name: torch.from_numpy(array)[None].to(device) for name, array in arrays.items()}
+        return prompts, next(iter(prompts.values())).shape[1]
+
+    def _decode(self, prompts: dict[str, Tensor], number: int, batch: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield logits (n, H, W) at original size for the prompts, `batch` at a time."""
+        assert self._encoder is not None
+        embeddings = self._encoder.embed()
+        for start in range(0, number, batch):
+            rows = slice(start, min(start + batch, number))
+            chunk = {name: tensor[:, rows] for name, tensor in prompts.items()}
+            output = self._sam(image_embeddings=embeddings, multimask_output=False, **chunk)
+            yield rows, to_original_size(output.pred_masks[0, :, 0], self._images, self._size)
 
 
 def predict_logits(
@@ -35,36 +208,10 @@ def predict_logits(
     *,
     batch: int = 64,
 ) -> Tensor:
-    """Mask logits at original image size; above 0 means object.
-
-    The image is encoded once and the prompts are decoded ``batch`` at a time. Logits go to original size as
-    transformers' ``post_process_masks`` does it: up to the padded input, padding cut off, then to original size,
-    bilinear both times.
-
-    Args:
-        model: SamModel, or a PeftModel around one. Runs in eval mode without gradients and is left as it was.
-        processor: Its SamProcessor (or the image processor alone).
-        image: uint8 RGB (H, W, 3).
-        boxes: (N, 4), (x0, y0, x1, y1) in pixels of the original image.
-        points: (N, 2), one (x, y) in original pixels per object; or (N, P, 2), or a list of N arrays (P_n, 2). With
-            boxes too, each object has both.
-        labels: 1 on the object, 0 off it, in the shape of the points without the last axis; None means all 1.
-        batch: Prompts decoded at a time: bounds memory, changes nothing else.
-
-    Returns:
-        float32 (N, H, W) on the CPU.
-
-    Raises:
-        ValueError: Prompts are missing, malformed, outside the image or in another frame; the image is not uint8 RGB.
-        TypeError: The model is not a SamModel.
-    """
-    request = _prepare(model, processor, image, boxes, points, labels, batch)
-    logits = torch.empty((request.number, *request.original_size))
-    with evaluating(model):
-        embeddings = SharedEncoder(model, request.pixel_values).embed()
-        for rows, chunk in _decode(model, processor, request, embeddings, batch):
-            logits[rows] = chunk.cpu()
-    return logits
+    """Return mask logits of one image at original size; see `SamPredictor.predict_logits`."""
+    predictor = SamPredictor(model, processor)
+    predictor.set_image(image)
+    return predictor.predict_logits(boxes, points, labels, batch=batch)
 
 
 @overload
@@ -109,112 +256,50 @@ def predict(
     batch: int = 64,
     adapters: Sequence[str | None] | None = None,
 ) -> np.ndarray | dict[str | None, np.ndarray]:
-    """One mask per box or point, at original image size.
+    """Return one mask per box or point of one image, at original size.
 
-    Arguments and errors are those of :func:`predict_logits`, and besides:
+    For several calls on one image keep a `SamPredictor`, which encodes it once.
 
     Args:
+        model: SamModel, or a PeftModel around one. Runs in eval mode without gradients and is left as it was.
+        processor: Its SamProcessor, or the image processor alone.
+        image: uint8 RGB (H, W, 3).
+        boxes: (N, 4), (x0, y0, x1, y1) in pixels of the original image.
+        points: (N, 2), one (x, y) in original pixels per object; or (N, P, 2), or a list of N arrays (P_n, 2). With
+            boxes too, each object has both.
+        labels: 1 on the object, 0 off it, in the shape of the points without the last axis; None means all 1.
         threshold: Logits above it belong to the object.
+        batch: Prompts decoded at a time: bounds memory, changes nothing else.
         adapters: Names of adapters of a PeftModel to run one after the other on the same image; None among them
             stands for the base model. What no adapter changes runs once: with only the neck and the decoder adapted,
             that is the whole transformer. The active adapter is the same afterwards as before.
 
     Returns:
-        bool (N, H, W); with ``adapters`` a dict of such arrays by adapter name.
+        bool (N, H, W); with `adapters` a dict of such arrays by adapter name.
+
+    Raises:
+        ValueError: Prompts are missing, malformed, outside the image or in another frame; the image is not uint8 RGB;
+            an adapter is not there or named twice.
+        TypeError: The model is not a SamModel, or `adapters` is given and it is no PeftModel.
     """
-    request = _prepare(model, processor, image, boxes, points, labels, batch)
-    if adapters is not None:
-        check_adapters(model, adapters)
-
-    def masks(encoder: SharedEncoder, context: AbstractContextManager[None]) -> np.ndarray:
-        result = np.zeros((request.number, *request.original_size), dtype=bool)
-        with context:
-            for rows, chunk in _decode(model, processor, request, encoder.embed(), batch):
-                result[rows] = (chunk > threshold).cpu().numpy()
-        return result
-
-    with evaluating(model):
-        encoder = SharedEncoder(model, request.pixel_values)
-        if adapters is None:
-            return masks(encoder, nullcontext())
-        return {name: masks(encoder, using_adapter(model, name)) for name in adapters}
+    predictor = SamPredictor(model, processor)
+    predictor.set_image(image)
+    return predictor.predict(boxes, points, labels, threshold=threshold, batch=batch, adapters=adapters)
 
 
 def to_original_size(logits: Tensor, processor: Any, original_size: tuple[int, int]) -> Tensor:
-    """Brings mask logits of one image from the decoder's size to original size, as transformers does.
+    """Resize mask logits from SAM's output size to the original image, as transformers does; in float32.
 
     Args:
-        logits: (N, h, w) of the padded input frame, as ``SamModel(...).pred_masks[i, :, 0]`` gives them.
+        logits: (N, h, w) on any device, of any floating-point type, as `pred_masks[0, :, 0]` gives them.
         processor: SamProcessor or its image processor.
         original_size: (H, W) of the image.
 
     Returns:
         float32 (N, H, W) on the same device.
     """
-    images = getattr(processor, "image_processor", processor)
-    resized = images._get_preprocess_shape(original_size, images.size["longest_edge"])
     if not len(logits):
         return logits.new_zeros((0, *original_size), dtype=torch.float32)
-    return _post_process(processor)([logits.float()[:, None]], [original_size], [resized], binarize=False)[0][:, 0]
-
-
-def _post_process(processor: Any) -> Callable[..., list[Tensor]]:
-    return getattr(processor, "image_processor", processor).post_process_masks
-
-
-def _prepare(
-    model: nn.Module, processor: Any, image: np.ndarray, boxes: Any, points: Any, labels: Any, batch: int
-) -> _Request:
-    sam: Any = plain_model(model)
-    if getattr(getattr(sam, "config", None), "model_type", None) != "sam":
-        raise TypeError(f"Prediction needs a SamModel, or a PeftModel around one; got a {type(sam).__name__}.")
-    check_processor(model, processor)
-    if batch < 1:
-        raise ValueError(f"batch must be 1 or more prompts at a time; got {batch}.")
-    if boxes is None and points is None:
-        raise ValueError(
-            "Give boxes or points (or both): SAM segments what a prompt asks for. For masks of everything "
-            "in the image use generate_masks."
-        )
-    if labels is not None and points is None:
-        raise ValueError("labels say which points are on the object; give points with them.")
-    image = check_image(image)
-    size = (image.shape[0], image.shape[1])
-    images = getattr(processor, "image_processor", processor)
-    target = images.size["longest_edge"]
-    parameter = next(sam.parameters())
-    prompts: dict[str, Tensor] = {}
-    counts = []
-    if boxes is not None:
-        array = check_boxes(boxes, size, target)
-        counts.append(len(array))
-        prompts["input_boxes"] = torch.from_numpy(to_input_frame(array, size, target))[None]
-    if points is not None:
-        array, marks = check_points(points, labels, size)
-        counts.append(len(array))
-        prompts["input_points"] = torch.from_numpy(to_input_frame(array, size, target))[None]
-        prompts["input_labels"] = torch.from_numpy(marks)[None]
-    if len(set(counts)) > 1:
-        raise ValueError(
-            f"Boxes and points together describe the same objects; got {counts[0]} boxes and {counts[1]} "
-            "objects with points."
-        )
-    pixel_values = images(image, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
-    return _Request(
-        pixel_values=pixel_values.to(parameter.device, parameter.dtype),
-        original_size=size,
-        prompts={name: tensor.to(parameter.device) for name, tensor in prompts.items()},
-        number=counts[0],
-    )
-
-
-def _decode(
-    model: nn.Module, processor: Any, request: _Request, embeddings: Tensor, batch: int
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yields logits (n, H, W) at original size for the prompts, ``batch`` at a time."""
-    sam: Any = plain_model(model)
-    for start in range(0, request.number, batch):
-        rows = slice(start, min(start + batch, request.number))
-        prompts = {name: tensor[:, rows] for name, tensor in request.prompts.items()}
-        output = sam(image_embeddings=embeddings, multimask_output=False, **prompts)
-        yield rows, to_original_size(output.pred_masks[0, :, 0], processor, request.original_size)
+    resized = resized_size(original_size, input_size(processor))
+    resize = image_processor(processor).post_process_masks
+    return resize([logits.float()[:, None]], [original_size], [resized], binarize=False)[0][:, 0]

@@ -1,4 +1,6 @@
-"""Running one image through several adapters of a PeftModel, and leaving the model as it was."""
+"""One image through several adapters of a PeftModel; what none of them changes runs once."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -6,12 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from samparser.sam.presets import plain_model
+from samparser._words import shortened
+from samparser.sam.wrapped import adapter_modules, changes_before_neck, plain_model
 
 
 @contextmanager
 def using_adapter(model: Any, adapter: str | None) -> Iterator[None]:
-    """Makes one adapter of a PeftModel the active one, or none (the base model) for None.
+    """Make one adapter of a PeftModel the active one, or none (the base model) for None, inside the block.
 
     Afterwards the same adapters are active, and the same parameters require a gradient, as before.
     """
@@ -34,10 +37,11 @@ def using_adapter(model: Any, adapter: str | None) -> Iterator[None]:
 
 
 class SharedEncoder:
-    """Embeds one image under several adapters, running only once what none of them changes.
+    """The embeddings of one image under several adapters.
 
     When every adapted module of the encoder is in its neck, as with SAM-PARSER, the transformer runs once and each
-    adapter costs a neck. Otherwise each adapter costs a whole encoder.
+    adapter costs a neck. Otherwise each adapter costs a whole encoder. What was computed is kept, and computed anew
+    when a weight that it came from has changed.
 
     Args:
         model: SamModel or a PeftModel around it.
@@ -45,42 +49,71 @@ class SharedEncoder:
     """
 
     def __init__(self, model: nn.Module, pixel_values: Tensor) -> None:
-        sam: Any = plain_model(model)
-        self._sam = sam
+        self._sam: Any = plain_model(model)
         self._pixel_values = pixel_values
-        self._before_neck: Tensor | None = None
-        self._shareable = not _adapted_before_neck(sam.vision_encoder)
+        self._kept: dict[str, tuple[object, Tensor]] = {}
 
     def embed(self) -> Tensor:
-        """Image embeddings (1, C, h, w) under the adapters that are active now."""
-        if self._before_neck is not None:
-            return self._sam.vision_encoder.neck(self._before_neck)
-        if not self._shareable:
-            return self._sam.get_image_embeddings(self._pixel_values)
+        """Return image embeddings (1, C, h, w) under the adapters that are active now."""
+        encoder = self._sam.vision_encoder
+        state = _state(encoder)
+        kept_state, embeddings = self._kept.get("embeddings", (None, None))
+        if embeddings is None or kept_state != state:
+            embeddings = self._encode()
+            self._kept["embeddings"] = (state, embeddings)
+        return embeddings
+
+    def _encode(self) -> Tensor:
+        encoder = self._sam.vision_encoder
+        parameter = next(encoder.parameters())
+        pixel_values = self._pixel_values.to(parameter.device, parameter.dtype)
+        if changes_before_neck(self._sam).adapted:
+            return self._sam.get_image_embeddings(pixel_values)
+        state = _state(encoder, with_neck=False)
+        kept_state, entering = self._kept.get("entering the neck", (None, None))
+        if entering is not None and kept_state == state:
+            return encoder.neck(entering)
 
         def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            self._before_neck = arguments[0]
+            self._kept["entering the neck"] = (state, arguments[0])
 
-        handle = self._sam.vision_encoder.neck.register_forward_pre_hook(keep)
+        handle = encoder.neck.register_forward_pre_hook(keep)
         try:
-            return self._sam.get_image_embeddings(self._pixel_values)
+            return self._sam.get_image_embeddings(pixel_values)
         finally:
             handle.remove()
 
 
-def _adapted_before_neck(encoder: nn.Module) -> bool:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
+def _state(encoder: nn.Module, *, with_neck: bool = True) -> object:
+    """Return what decides an embedding besides the image, as something to compare: weights and active adapters.
 
-    return any(
-        isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
-        for name, module in encoder.named_modules()
-        if name.split(".")[0] != "neck"
-    )
+    In-place changes of a weight show in its version, an exchange of its values in their address, merging in the list
+    of what is merged; what is written in place to `weight.data` shows nowhere.
+    """
+
+    def counts(name: str) -> bool:
+        return with_neck or not name.startswith("neck.")
+
+    weights = [
+        (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        for name, weight in encoder.named_parameters()
+        if counts(name)
+    ]
+    adapters = [
+        (
+            *module.active_adapters,
+            bool(module.disable_adapters),
+            tuple(getattr(module, "merged_adapters", ())),
+            str(getattr(module, "scaling", None)),
+        )
+        for name, module in adapter_modules(encoder)
+        if counts(name)
+    ]
+    return weights, adapters
 
 
 def check_adapters(model: Any, adapters: Sequence[str | None]) -> None:
-    """Makes sure that a model has the adapters named.
+    """Make sure that a model has the adapters named.
 
     Raises:
         TypeError: The model is no PeftModel.
@@ -90,6 +123,8 @@ def check_adapters(model: Any, adapters: Sequence[str | None]) -> None:
         raise TypeError(f"adapters={list(adapters)} needs a PeftModel; got a {type(model).__name__} without adapters.")
     known = list(model.peft_config)
     if unknown := [name for name in adapters if name is not None and name not in known]:
-        raise ValueError(f"No adapter {unknown[0]!r}; loaded are {', '.join(known)}. None stands for the base model.")
+        raise ValueError(
+            f"No adapter {unknown[0]!r}; loaded are {shortened(known, 20)}. None stands for the base model."
+        )
     if len(set(adapters)) < len(adapters):
         raise ValueError(f"adapters names one twice: {list(adapters)}.")

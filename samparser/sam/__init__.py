@@ -1,14 +1,22 @@
-"""SAM itself: its families, loading a checkpoint, a lean way to run its decoder. Never asks how a model is tuned."""
+"""SAM itself: its families, loading a checkpoint, what is inside a wrapper, a lean way to run its decoder."""
 
+from __future__ import annotations
+
+from .families import FAMILIES, Family, count_coefficients, neck_targets
 from .lean import lean_decoder
-from .presets import FAMILIES, Family, count_coefficients, default_processor, load_sam, neck_targets
+from .loading import default_processor, load_sam
+from .wrapped import EncoderChanges, changes_before_neck, image_processor, plain_model
 
 __all__ = [
     "FAMILIES",
+    "EncoderChanges",
     "Family",
+    "changes_before_neck",
     "count_coefficients",
     "default_processor",
+    "image_processor",
     "lean_decoder",
     "load_sam",
     "neck_targets",
+    "plain_model",
 ]

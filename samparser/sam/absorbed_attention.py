@@ -1,10 +1,12 @@
 """SAM's attention between a few tokens and the whole image embedding, without projecting the image.
 
 In SAM's mask decoder about seven tokens of an instance attend to 64 x 64 places, and these to them. Written as usual,
-each place is projected twice per layer. A score is ``(Wq t) . (Wk x) = (Wk^T Wq t) . x``: the projection of the places
+each place is projected twice per layer. A score is `(Wq t) . (Wk x) = (Wk^T Wq t) . x`: the projection of the places
 can be absorbed into the tokens, of which there are a few hundred times fewer, and likewise that of the values. What is
-left to do at each place is one product with ``heads * tokens`` vectors, 56 instead of 128 for one box in SAM.
+left to do at each place is one product with `heads * tokens` vectors, 56 instead of 128 for one box in SAM.
 """
+
+from __future__ import annotations
 
 from functools import cache
 from typing import Any
@@ -14,10 +16,10 @@ from torch import Tensor, nn
 
 
 def absorbing_is_cheaper(queries: int, keys: int, hidden: int, internal: int, heads: int) -> bool:
-    """Whether attention takes fewer multiply-adds with the longer side's projections absorbed into the shorter one.
+    """Return whether attention takes fewer products with the longer side's projections absorbed into the shorter one.
 
-    With T tokens, L places, C hidden and I internal channels and h heads, the usual way takes ``2 T I C + 2 L I C +
-    2 T L I``, the other one ``4 T I C + 2 L h T C``.
+    With T tokens, L places, C hidden and I internal channels and h heads, the usual way takes `2 T I C + 2 L I C +
+    2 T L I`, the other one `4 T I C + 2 L h T C`.
 
     Args:
         queries: How many queries there are.
@@ -26,7 +28,7 @@ def absorbing_is_cheaper(queries: int, keys: int, hidden: int, internal: int, he
         internal: Channels of all heads together after the projections, I.
         heads: How many heads, h.
 
-    Examples:
+    Example:
         A box, as four output tokens, the score's and two corners, before 64 x 64 places of SAM, and ten points:
 
         >>> absorbing_is_cheaper(7, 4096, hidden=256, internal=128, heads=8)
@@ -45,7 +47,7 @@ def absorbing_is_cheaper(queries: int, keys: int, hidden: int, internal: int, he
 
 
 def is_plain_attention(module: Any) -> bool:
-    """Whether a module is transformers' SamAttention, with projections that carry no adapter."""
+    """Return whether a module is transformers' SamAttention, with projections that carry no adapter."""
     from transformers.models.sam.modeling_sam import SamAttention
 
     return type(module) is SamAttention and all(
@@ -56,7 +58,7 @@ def is_plain_attention(module: Any) -> bool:
 
 @cache
 def absorbed_attention_class() -> type[nn.Module]:
-    """SamAttention that absorbs where that is cheaper; made when first asked for, since transformers imports slowly."""
+    """Return SamAttention with absorbing; made when first asked for, since transformers imports slowly."""
     from transformers.models.sam.modeling_sam import SamAttention
 
     class AbsorbedAttention(SamAttention):
@@ -72,7 +74,7 @@ def absorbed_attention_class() -> type[nn.Module]:
             return self._places_to_tokens(query, key, value)
 
         def _tokens_to_places(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-            """Tokens (b, n, T, C) look at places (b, n, L, C): b images of n instances."""
+            """Let tokens (b, n, T, C) look at places (b, n, L, C): b images of n instances."""
             weights = self._scores(self.q_proj(query), self.k_proj, key).softmax(-1)
             seen = torch.bmm(weights.flatten(1, 2), value.flatten(0, 1)).unflatten(1, weights.shape[1:3])
             # The weights of a token sum to one, so the bias passes through.
@@ -81,7 +83,7 @@ def absorbed_attention_class() -> type[nn.Module]:
             return self.out_proj(output), weights
 
         def _places_to_tokens(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-            """Places (b, n, L, C) look at tokens (b, n, T, C)."""
+            """Let places (b, n, L, C) look at tokens (b, n, T, C)."""
             weights = self._scores(self.k_proj(key), self.q_proj, query).softmax(-2)
             values = self._separate_heads(self.v_proj(value), self.num_attention_heads)
             outputs = values @ self._by_head(self.out_proj.weight.T)
@@ -89,7 +91,7 @@ def absorbed_attention_class() -> type[nn.Module]:
             return output.unflatten(0, query.shape[:2]), weights.mT
 
         def _scores(self, projected: Tensor, absorbed: nn.Linear, places: Tensor) -> Tensor:
-            """Scores (b * n, h, T, L) of projected tokens (b, n, T, I) with places (b, n, L, C) before ``absorbed``."""
+            """Score projected tokens (b, n, T, I) with places (b, n, L, C) before `absorbed`: (b * n, h, T, L)."""
             tokens = self._separate_heads(projected, self.num_attention_heads) * self.scaling
             directions = tokens @ self._by_head(absorbed.weight)
             shift = tokens @ absorbed.bias.view(self.num_attention_heads, -1, 1)
@@ -97,7 +99,7 @@ def absorbed_attention_class() -> type[nn.Module]:
             return scores.unflatten(1, directions.shape[1:3])
 
         def _by_head(self, weight: Tensor) -> Tensor:
-            """A weight (I, C) as (h, I / h, C)."""
+            """Return a weight (I, C) as (h, I / h, C)."""
             return weight.unflatten(0, (self.num_attention_heads, -1))
 
     return AbsorbedAttention

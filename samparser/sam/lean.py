@@ -1,4 +1,6 @@
-"""SAM's mask decoder, computed in fewer and faster products: the same masks and weights, a shorter training step."""
+"""SAM's mask decoder in fewer and faster products: the same masks and weights, a shorter training step."""
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,13 +14,13 @@ from .upscaling import has_plain_upscaling, upscaling_classes
 
 @contextmanager
 def lean_decoder(model: nn.Module) -> Iterator[None]:
-    """Inside the block the mask decoders within a model compute the same in less time.
+    """Let the mask decoders within a model compute the same in less time, inside the block.
 
     The upscaling runs as matrix products instead of transposed convolutions (`samparser.sam.upscaling`), and attention
     between tokens and image does without projecting the image (`samparser.sam.absorbed_attention`).
 
     Weights, their names and what is saved stay what they are; masks and gradients are equal up to rounding. What it
-    saves is in ``docs/speed.md``. Parts of a decoder that are not as in SAM, carry an adapter, have hooks inside or
+    saves is in `docs/speed.md`. Parts of a decoder that are not as in SAM, carry an adapter, have hooks inside or
     are offloaded by accelerate are left alone.
 
     Modules change their class for the block, so let only one thread use the model at a time.
@@ -35,7 +37,7 @@ def lean_decoder(model: nn.Module) -> Iterator[None]:
 
 
 def _lean_classes(model: nn.Module) -> list[tuple[Any, type[nn.Module]]]:
-    """The modules to change, each with its class. A part is changed as a whole or not at all."""
+    """Return the modules to change, each with its class. A part is changed as a whole or not at all."""
     classes: list[tuple[Any, type[nn.Module]]] = []
     for module in model.modules():
         if has_plain_upscaling(module):
@@ -48,10 +50,10 @@ def _lean_classes(model: nn.Module) -> list[tuple[Any, type[nn.Module]]]:
 
 
 def _may_change(whole: nn.Module, parts: Iterable[nn.Module]) -> bool:
-    """Whether nothing but their own classes is at work in the parts; hooks on the whole see what they always see.
+    """Return whether only their own classes are at work in the parts; hooks on the whole see what they always see.
 
     Hooks on a part would miss projections that are absorbed and see blocks out of order; accelerate, which loads
-    offloaded weights in this way, even replaces an instance's ``forward``.
+    offloaded weights in this way, even replaces an instance's `forward`.
     """
     return all("forward" not in vars(part) and (part is whole or not _has_hooks(part)) for part in parts)
 

@@ -1,4 +1,6 @@
-"""Running a model in eval mode without gradients, and leaving every module in the mode it had."""
+"""Eval mode without gradients for a while, and every module's own mode afterwards."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients inside the block; each module's own mode afterwards."""
+    """Run a model in eval mode without gradients inside the block, and give each module its own mode back."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -6,6 +6,8 @@ channels. All that happens between it and the masks happens at each position alo
 in the order in which the product writes them, and only the masks are put in order.
 """
 
+from __future__ import annotations
+
 from functools import cache
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch.nn import functional as F
 
 
 def has_plain_upscaling(module: Any) -> bool:
-    """Whether a module is transformers' SamMaskDecoder, and its upscaling SAM's, without an adapter."""
+    """Return whether a module is transformers' SamMaskDecoder, and its upscaling SAM's, without an adapter."""
     from transformers.models.sam.modeling_sam import SamMaskDecoder
 
     return (
@@ -32,7 +34,7 @@ def has_plain_upscaling(module: Any) -> bool:
 
 
 def upscaling_classes(decoder: Any) -> list[tuple[nn.Module, type[nn.Module]]]:
-    """The modules of a decoder with plain upscaling that take part in it, and the class to give to each."""
+    """Return the modules of a decoder with plain upscaling that take part in it, and the class to give to each."""
     return [
         (decoder, _decoder_class()),
         (decoder.upscale_conv1, _BlockConvTranspose),
@@ -80,7 +82,7 @@ class _ChannelsLastGradient(torch.autograd.Function):
 
 @cache
 def _decoder_class() -> type[nn.Module]:
-    """SamMaskDecoder that puts its masks in order; made when first asked for, since transformers imports slowly."""
+    """Return SamMaskDecoder with masks put in order; made when first asked for, since transformers imports slowly."""
     from transformers.models.sam.modeling_sam import SamMaskDecoder
 
     class BlockMaskDecoder(SamMaskDecoder):
@@ -92,7 +94,7 @@ def _decoder_class() -> type[nn.Module]:
 
 
 def in_order(masks: Tensor) -> Tensor:
-    """Masks (..., 4h, 4w) whose pixels lie in blocks of blocks of 2 x 2, row by row as an image."""
+    """Put masks (..., 4h, 4w) whose pixels lie in blocks of blocks of 2 x 2 row by row, as an image."""
     *leading, height, width = masks.shape
     blocks = masks.reshape(-1, height // 4, width // 4, 2, 2, 2, 2)
     return blocks.permute(0, 1, 3, 5, 2, 4, 6).reshape(*leading, height, width)

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from samparser.data.flips import Flipped
 from samparser.features.cache import FeatureCache
-from samparser.sam.presets import plain_model
+from samparser.sam.wrapped import plain_model
 from samparser.tuner import SVDCoefficientLayer
 
 from .settings import TrainSettings

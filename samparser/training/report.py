@@ -7,21 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from samparser._files import write_text
 from samparser.drawing.panels import Panel, best_median_worst, draw_panels
 from samparser.drawing.plots import score_curves, spectra
+from samparser.methods.card import add_scores
 from samparser.prediction.predictor import predict
 from samparser.scoring.table import ScoreTable
 from samparser.tuner import coefficient_parameters, coefficients
 
 from .before import verdict
+from .eval_settings import EvalSettings
+from .evaluation import prompts_for
 from .run_folder import RunFolder
 
 if TYPE_CHECKING:
     from samparser.data import Sample
-
-_BEGIN = "<!-- scores: from here to the end mark, every training run writes this anew -->"
-_END = "<!-- scores: end -->"
 
 
 def draw_figures(
@@ -30,6 +29,7 @@ def draw_figures(
     processor: Any,
     dataset: "Sequence[Sample] | None" = None,
     scores: ScoreTable | None = None,
+    eval_settings: EvalSettings | None = None,
 ) -> list[Path]:
     """Draws the curves of the run, the coefficients before and after, and its best, median and worst image.
 
@@ -39,6 +39,7 @@ def draw_figures(
         processor: The model's SamProcessor.
         dataset: The samples that ``scores`` are of; with both, panels are drawn.
         scores: The final scores.
+        eval_settings: How they were prompted.
 
     Returns:
         The files that were written.
@@ -54,24 +55,28 @@ def draw_figures(
         if len(pairs) <= 6:
             written.append(spectra(before, after, folder.figures / "spectra.png"))
     if dataset is not None and scores is not None and scores.image_scores():
-        rows = _panels(model, processor, dataset, scores)
+        rows = _panels(model, processor, dataset, scores, eval_settings or EvalSettings())
         written.append(draw_panels(rows, folder.figures / "best-median-worst.png"))
     return written
 
 
-def _panels(model: nn.Module, processor: Any, dataset: "Sequence[Sample]", scores: ScoreTable) -> list[Panel]:
+def _panels(
+    model: nn.Module, processor: Any, dataset: "Sequence[Sample]", scores: ScoreTable, eval_settings: EvalSettings
+) -> list[Panel]:
     wanted = best_median_worst(scores)
     names = list(getattr(dataset, "names", None) or [dataset[i].name for i in range(len(dataset))])
     disable = getattr(model, "disable_adapter", None)
     variants: dict[str, Any] = {"base": disable, "tuned": nullcontext} if disable else {"tuned": nullcontext}
     rows = []
     for title, name in wanted.items():
-        sample = dataset[names.index(name)]
+        index = names.index(name)
+        sample = dataset[index]
+        prompts = prompts_for(sample, index, eval_settings)
         masks = {}
         for variant, context in variants.items():
             applied: AbstractContextManager[Any] = context()
             with applied:
-                masks[variant] = predict(model, processor, sample.image, boxes=sample.boxes)
+                masks[variant] = predict(model, processor, sample.image, **prompts)
         rows.append(Panel(sample.image, sample.masks, masks, f"{title}: {name}"))
     return rows
 
@@ -109,14 +114,14 @@ def add_scores_to_card(
     if before is not None:
         parts.append(f"```text\n{verdict(before, scores)}\n```")
     parts.append(f"```text\n{scores}\n```")
-    section = "\n\n".join([_BEGIN, *parts, _END])
-    text = card.read_text(encoding="utf-8")
-    start, end = text.find(_BEGIN), text.find(_END)
-    if 0 <= start < end:
-        text = text[:start] + section + text[end + len(_END) :]
-    else:
-        text = f"{text.rstrip()}\n\n{section}\n"
-    write_text(card, text)
+    root = getattr(dataset, "root", None)
+    add_scores(
+        card,
+        "\n\n".join(parts),
+        {"mIoU": scores.miou, "F1": scores.f1},
+        dataset=Path(root).resolve().name if root is not None else type(dataset).__name__,
+        split=getattr(dataset, "split", None),
+    )
 
 
 def _source(dataset: Any) -> str:

@@ -41,7 +41,7 @@ def test_the_ct_column_is_scored_and_paired_by_scan(tmp_path, tiny_sam_folder):
     report = compare(experiment, output=output, data_root=tmp_path / "data", cost=False, say=lambda line: None)
 
     (column,) = report.columns
-    assert column.score("samparser", "dsc").count == 2
+    assert len(column.runs["samparser"]) == 2
     cells = sorted(path.stem for path in (output / "results").iterdir())
     assert cells == sorted(
         ["ao--zero-shot--once", *(f"ao--{m}--seed{s}" for m in ("decoder", "samparser") for s in (0, 1))]

@@ -1,21 +1,14 @@
 """Masks written to files come back as they were; a failure leaves nothing half-written."""
 
-import json
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools.coco import COCO
 
-from samparser._extras import require
-from samparser._files import replacing, write_text
 from samparser.drawing import overlay
 from samparser.drawing.overlays import border
 from samparser.prediction import SegmentedImage, write_coco, write_label_png
-from samparser.prediction.mask_files import decode_mask, encode_mask, write_image
+from samparser.prediction.mask_files import write_image
 
 
 def squares(count, size=(64, 64)):
@@ -52,12 +45,6 @@ def test_labels_are_refused_in_a_format_that_loses_them(tmp_path):
         write_label_png(np.zeros((65536, 1, 1), dtype=bool), tmp_path / "labels.png")
 
 
-@settings(max_examples=50)
-@given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
-def test_run_length_encoding_gives_the_mask_back(mask):
-    assert np.array_equal(decode_mask(json.loads(json.dumps(encode_mask(mask)))), mask)
-
-
 def test_the_coco_file_is_read_by_pycocotools_with_masks_boxes_and_areas(tmp_path):
     rng = np.random.default_rng(0)
     first, second = rng.random((3, 10, 12)) > 0.5, np.zeros((1, 5, 6), dtype=bool)
@@ -76,6 +63,12 @@ def test_the_coco_file_is_read_by_pycocotools_with_masks_boxes_and_areas(tmp_pat
     (empty,) = coco.loadAnns(coco.getAnnIds(imgIds=[2]))
     assert (empty["area"], empty["bbox"], empty["id"]) == (0, [0, 0, 0, 0], 4)
     assert "score" not in empty
+
+
+def test_an_image_of_unwritable_format_leaves_nothing_behind(tmp_path):
+    with pytest.raises(ValueError, match="unknown file extension"):
+        write_image(np.zeros((2, 2), np.uint8), tmp_path / "x.nothing")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_mask_keeps_its_colour_and_the_rest_of_the_image_is_untouched():
@@ -109,53 +102,3 @@ def test_an_outline_stands_out_from_dark_and_bright_ground(ground):
     mask = np.zeros((1, 8, 8), dtype=bool)
     mask[0, 2:6, 2:6] = True
     assert (overlay(image, mask[:0], outlines=mask)[2, 2] == 255 - ground).all()
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "new" / "file.txt"
-    with replacing(path) as temporary:
-        temporary.write_text("old")
-
-    def fail():
-        with replacing(path) as temporary:
-            temporary.write_text("half")
-            raise RuntimeError("disk")
-
-    with pytest.raises(RuntimeError, match="disk"):
-        fail()
-    assert path.read_text() == "old"
-    assert [entry.name for entry in path.parent.iterdir()] == ["file.txt"]
-
-
-def test_whoever_reads_the_old_file_reads_it_to_its_end(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-    with replacing(path) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old"
-    with path.open() as reader:
-        write_text(path, "newer")
-        assert reader.read() == "new"
-    assert path.read_text() == "newer"
-
-
-def test_an_image_of_unwritable_format_leaves_nothing_behind(tmp_path):
-    with pytest.raises(ValueError, match="unknown file extension"):
-        write_image(np.zeros((2, 2), np.uint8), tmp_path / "x.nothing")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_missing_extra_is_named_with_the_command_that_installs_it(monkeypatch):
-    with pytest.raises(ImportError, match=r'Drawing needs no_such_package.*pip install "samparser\[medical\]"'):
-        require("no_such_package.part", "Drawing", "medical")
-    monkeypatch.setitem(__import__("sys").modules, "pycocotools", None)
-    monkeypatch.setitem(__import__("sys").modules, "pycocotools.mask", None)
-    with pytest.raises(ImportError, match=r'needs pycocotools.*pip install "samparser\[train\]"'):
-        encode_mask(np.zeros((2, 2), dtype=bool))
-
-
-def test_a_broken_installed_package_is_not_called_missing(tmp_path, monkeypatch):
-    (tmp_path / "broken_package.py").write_text("import another_missing_package")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match=r"No module named 'another_missing_package'"):
-        require("broken_package", "Testing")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from samparser.prediction import predict, predict_logits, to_original_size
+from samparser.prediction import SamPredictor, predict, predict_logits, to_original_size
 from samparser.sam import neck_targets
 from tests.conftest import make_tiny_sam
 
@@ -219,3 +219,48 @@ def test_wrong_models_and_adapters_are_refused(tiny_sam, tiny_processor, image):
         predict(model, tiny_processor, image, boxes=BOXES, adapters=["one", "three"])
     with pytest.raises(ValueError, match=r"names one twice: \['one', 'one'\]"):
         predict(model, tiny_processor, image, boxes=BOXES, adapters=["one", "one"])
+
+
+def test_one_image_answers_many_prompts_with_one_encoding_and_the_masks_of_predict(tiny_sam, tiny_processor, image):
+    calls = []
+    tiny_sam.vision_encoder.register_forward_hook(lambda *_: calls.append(1))
+    predictor = SamPredictor(tiny_sam, tiny_processor)
+    predictor.set_image(image)
+    boxes, points = predictor.predict(boxes=BOXES), predictor.predict(points=[[30, 20], [50, 10]], labels=[1, 0])
+    both = predictor.predict(BOXES[:1], [[30, 20]], batch=1, threshold=0.5)
+    logits = predictor.predict_logits(boxes=BOXES[:2])
+    assert len(calls) == 1
+    assert np.array_equal(boxes, predict(tiny_sam, tiny_processor, image, boxes=BOXES))
+    assert np.array_equal(points, predict(tiny_sam, tiny_processor, image, points=[[30, 20], [50, 10]], labels=[1, 0]))
+    assert np.array_equal(both, predict(tiny_sam, tiny_processor, image, BOXES[:1], [[30, 20]], threshold=0.5))
+    assert torch.equal(logits, predict_logits(tiny_sam, tiny_processor, image, boxes=BOXES[:2]))
+
+
+@pytest.mark.parametrize("before_neck", [False, True], ids=["neck", "transformer"])
+def test_one_image_answers_under_any_adapter_with_the_masks_of_predict(tiny_processor, image, before_neck):
+    model = adapted(make_tiny_sam(), before_neck)
+    names = ["two", None, "one"]
+    expected = predict(model, tiny_processor, image, boxes=BOXES, adapters=names)
+    active = predict(model, tiny_processor, image, boxes=BOXES)
+    calls = []
+    model.get_base_model().vision_encoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    predictor = SamPredictor(model, tiny_processor)
+    predictor.set_image(image)
+    for _ in range(2):
+        assert np.array_equal(predictor.predict(boxes=BOXES), active)
+        for name, mask in predictor.predict(boxes=BOXES, adapters=names).items():
+            assert np.array_equal(mask, expected[name]), name
+    model.set_adapter("two")
+    assert np.array_equal(predictor.predict(boxes=BOXES), expected["two"])
+    assert before_neck or len(calls) == 1
+
+
+def test_another_image_takes_the_place_of_the_first(tiny_sam, tiny_processor, image):
+    predictor = SamPredictor(tiny_sam, tiny_processor)
+    with pytest.raises(ValueError, match=r"no image yet: call set_image"):
+        predictor.predict(boxes=BOXES)
+    predictor.set_image(image)
+    predictor.predict(boxes=BOXES)
+    other = image[:50, ::-1].copy()
+    predictor.set_image(other)
+    assert np.array_equal(predictor.predict(boxes=BOXES[3:]), predict(tiny_sam, tiny_processor, other, boxes=BOXES[3:]))

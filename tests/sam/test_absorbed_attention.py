@@ -13,10 +13,10 @@ from samparser.sam.absorbed_attention import absorbed_attention_class, absorbing
 HIDDEN, INTERNAL, HEADS = 24, 12, 3
 
 
-def attention_pair(hidden=HIDDEN, heads=HEADS):
+def attention_pair(hidden=HIDDEN, heads=HEADS, implementation="eager"):
     """Transformers' layer, eager to show its weights, and the same layer that absorbs, with the same parameters."""
     config = SamMaskDecoderConfig(hidden_size=hidden, num_attention_heads=heads)
-    config._attn_implementation = "eager"
+    config._attn_implementation = implementation
     torch.manual_seed(0)
     plain, lean = SamAttention(config).double(), SamAttention(config).double()
     for parameter in plain.parameters():
@@ -31,7 +31,7 @@ def results(layer, query, key, value, **options):
     output, weights = layer(*inputs, **options)
     (output * torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)).sum().backward()
     gradients = {name: parameter.grad for name, parameter in layer.named_parameters()}
-    return output.detach(), weights.detach(), [x.grad for x in inputs], gradients
+    return output.detach(), None if weights is None else weights.detach(), [x.grad for x in inputs], gradients
 
 
 @settings(deadline=None)
@@ -49,9 +49,13 @@ def test_outputs_weights_and_gradients_are_those_of_plain_attention(images, inst
         for length in (queries, keys, keys)
     )
     plain, lean = attention_pair()
-    for expected, given_ in zip(results(plain, query, key, value), results(lean, query, key, value), strict=True):
-        # The eager layer takes its softmax in float32.
-        torch.testing.assert_close(given_, expected, rtol=1e-5, atol=1e-5)
+    # The eager layer takes its softmax in float32, the fused one in the inputs' float64, but shows no weights.
+    weights = results(lean, query, key, value)[1], results(plain, query, key, value)[1]
+    torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-5)
+    plain, lean = attention_pair(implementation="sdpa")
+    output, _, inputs, parameters = results(lean, query, key, value)
+    expected = results(plain, query, key, value)
+    torch.testing.assert_close((output, inputs, parameters), (expected[0], *expected[2:]), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("lengths", [(2, 40), (40, 2)])

@@ -2,20 +2,15 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from peft import get_peft_model
 from torch import nn
-from torch.nn import functional as F
 
 import samparser
 from samparser.sam.lean import lean_decoder
-from samparser.sam.upscaling import in_order
 
 BOXES = [[[4.0, 6.0, 40.0, 30.0], [10.0, 2.0, 20.0, 60.0]], [[1.0, 1.0, 9.0, 9.0], [30.0, 30.0, 60.0, 50.0]]]
 
@@ -171,17 +166,3 @@ def test_copies_made_inside_work_with_their_own_weights(tiny_sam):
     zero, _, _ = masks_and_gradients(twin, multimask_output=False)
     assert torch.equal(zero, torch.zeros_like(zero))
     assert masks_and_gradients(tiny_sam, multimask_output=False)[0].abs().max() > 0
-
-
-@settings(deadline=None)
-@given(batch=st.integers(1, 3), height=st.integers(1, 4), width=st.integers(1, 5), seed=st.integers(0, 99))
-def test_blocks_in_order_are_two_transposed_convolutions(batch, height, width, seed):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(batch, 3, height, width, generator=generator)
-    first, second = torch.randn(3, 2, 2, 2, generator=generator), torch.randn(2, 1, 2, 2, generator=generator)
-    expected = F.conv_transpose2d(F.conv_transpose2d(x, first, stride=2), second, stride=2)
-    rows = x.permute(0, 2, 3, 1).numpy()
-    one = np.einsum("bhwc,cokl->bhwklo", rows, first.numpy())
-    two = np.einsum("bhwklo,opmn->bhwklmnp", one, second.numpy())
-    blocks = torch.from_numpy(two.reshape(batch, 1, 4 * height, 4 * width))
-    torch.testing.assert_close(in_order(blocks), expected, rtol=1e-4, atol=1e-5)

@@ -16,7 +16,7 @@ class BadMask(ValueError):  # noqa: N818 - never leaves the readers, which turn 
 
 
 def polygon_mask(polygons: list[Any], height: int, width: int) -> np.ndarray:
-    """The union of polygons as bool (height, width), drawn as COCO's own tools draw them.
+    """Return the union of polygons as bool (height, width), drawn as COCO's own tools draw them.
 
     Args:
         polygons: Each a flat list x0, y0, x1, y1, ... of at least three points, in pixels of the image. Parts outside
@@ -46,7 +46,7 @@ def polygon_mask(polygons: list[Any], height: int, width: int) -> np.ndarray:
 
 
 def rle_counts(text: str) -> np.ndarray:
-    """The run lengths in COCO's compressed string: int64 (R,).
+    """Return the run lengths in COCO's compressed string: int64 (R,).
 
     Each character carries five bits and a flag that more follow; the last one's sign bit extends. From the fourth run
     on, what is written is the difference to the run two places before.
@@ -67,7 +67,7 @@ def rle_counts(text: str) -> np.ndarray:
 
 
 def rle_mask(rle: dict[str, Any], height: int, width: int) -> np.ndarray:
-    """A run-length encoding of COCO, compressed (a string) or not (a list of counts), as bool (height, width).
+    """Return a run-length encoding of COCO, compressed (a string) or not (a list of counts), as bool (height, width).
 
     Drawn here and not by pycocotools, which gives back uninitialised memory when the runs end before the image does.
     """
@@ -89,8 +89,36 @@ def rle_mask(rle: dict[str, Any], height: int, width: int) -> np.ndarray:
     return pixels.reshape(width, height).T
 
 
+def mask_rle(mask: np.ndarray, offset: tuple[int, int] = (0, 0), size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Return a bool mask (H, W) in COCO's compressed run-length encoding: `{"size": [H, W], "counts": text}`.
+
+    Args:
+        mask: The mask, or the part of it inside a box.
+        offset: (x, y) of the part's top left pixel in the image.
+        size: (height, width) of the image; None takes the mask for the whole image. Nothing of this size is made.
+    """
+    height, width = size or mask.shape
+    (rows, columns), (x, y) = mask.shape, offset
+    framed = np.zeros((columns, rows + 2), dtype=bool)
+    framed[:, 1:-1] = mask.T
+    column, row = np.divmod(np.flatnonzero(framed[:, 1:] != framed[:, :-1]), rows + 1)
+    places = (x + column) * height + y + row  # of pixels column by column, where runs of the mask begin and end in turn
+    starts, ends = places[::2], places[1::2]
+    apart = starts[1:] != ends[:-1]  # otherwise a run goes on at the top of the next column
+    edges = np.zeros(2 * (apart.sum() + 1 if len(starts) else 0) + 2, dtype=np.int64)
+    if len(starts):
+        edges[1:-1:2] = starts[np.concatenate([[True], apart])]
+        edges[2:-1:2] = ends[np.concatenate([apart, [True]])]
+    edges[-1] = height * width
+    counts = np.diff(edges).tolist()
+    if len(counts) > 1 and counts[-1] == 0:
+        counts.pop()
+    packed = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    return {"size": [height, width], "counts": packed["counts"].decode("ascii")}
+
+
 def annotation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """COCO's segmentation field as bool (height, width).
+    """Return COCO's segmentation field as bool (height, width).
 
     Raises:
         BadMask: It cannot be drawn.

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
-from samparser.data.readers.segmentations import BadMask, annotation_mask, polygon_mask, rle_mask
+from samparser.data.readers.segmentations import BadMask, annotation_mask, mask_rle, polygon_mask, rle_mask
 from tests.data.files import polygon, runs
 
 masks = arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40)))
@@ -93,3 +93,15 @@ def test_a_polygon_without_the_outer_list_is_read():
 def test_what_cannot_be_drawn_has_its_reason(segmentation, reason):
     with pytest.raises(BadMask, match=reason):
         annotation_mask(segmentation, 12, 10)
+
+
+@given(masks)
+def test_a_mask_is_encoded_as_pycocotools_encodes_it(mask):
+    packed = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    assert mask_rle(mask) == {"size": list(mask.shape), "counts": packed["counts"].decode()}
+
+
+@given(masks, st.integers(0, 3), st.integers(0, 3), st.integers(0, 3), st.integers(0, 3))
+def test_the_part_of_a_mask_inside_a_box_is_encoded_as_the_whole_mask(part, left, right, top, bottom):
+    whole = np.pad(part, ((top, bottom), (left, right)))
+    assert mask_rle(part, (left, top), whole.shape) == mask_rle(whole)

@@ -1,0 +1,72 @@
+"""Necks of the whole SAM line."""
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+
+from samparser.sam import FAMILIES, count_coefficients, neck_targets
+
+# Sizes of the published SAM encoders that change their neck; the rest of each configuration is transformers' default.
+SAM_SIZES = {"base": 768, "large": 1024, "huge": 1280}
+SAM2_SIZES = {
+    "tiny": [96, 192, 384, 768],
+    "small": [96, 192, 384, 768],
+    "base-plus": [112, 224, 448, 896],
+    "large": [144, 288, 576, 1152],
+}
+
+
+def meta_model(class_name, size):
+    model_class = getattr(transformers, class_name)
+    config = model_class.config_class()
+    vision = config.vision_config
+    if config.model_type in ("sam", "sam_hq"):
+        vision.hidden_size, vision.num_hidden_layers = SAM_SIZES[size], 1
+    elif config.model_type in ("sam2", "sam2_video"):
+        vision.backbone_channel_list = SAM2_SIZES[size][::-1]
+    with torch.device("meta"):
+        return model_class(config)
+
+
+CASES = [
+    (family.model_type, class_name, size, count)
+    for family in FAMILIES.values()
+    for class_name in family.model_classes
+    for size, count in family.coefficients.items()
+]
+
+
+@pytest.mark.parametrize(("model_type", "class_name", "size", "count"), CASES)
+def test_the_neck_of_each_family_has_as_many_coefficients_as_the_table_says(model_type, class_name, size, count):
+    if not hasattr(transformers, class_name):
+        pytest.skip(f"this version of transformers has no {class_name}")
+    model = meta_model(class_name, size)
+    assert model.config.model_type == model_type
+    assert count_coefficients(model) == count
+    modules = dict(model.named_modules())
+    assert all(isinstance(modules[name], torch.nn.Conv2d) for name in neck_targets(model))
+
+
+def test_every_family_of_the_table_has_a_counted_size_except_the_one_that_needs_timm():
+    assert {name for name, family in FAMILIES.items() if not family.coefficients} == {"edgetam"}
+
+
+def test_the_neck_of_the_original_sam_is_its_two_convolutions(tiny_sam):
+    assert neck_targets(tiny_sam) == ["vision_encoder.neck.conv1", "vision_encoder.neck.conv2"]
+    assert count_coefficients(tiny_sam) == 24 + 32
+
+
+def test_the_names_are_those_of_the_plain_model_also_under_adapters(tiny_sam):
+    names, count = neck_targets(tiny_sam), count_coefficients(tiny_sam)
+    model = get_peft_model(tiny_sam, LoraConfig(target_modules=names, r=2))
+    assert neck_targets(model) == names
+    assert count_coefficients(model) == count
+
+
+def test_a_model_without_a_known_neck_is_refused(tiny_sam):
+    with pytest.raises(ValueError, match=r"Linear \(model type None\) has no known neck; known are sam, sam_hq, sam2"):
+        neck_targets(torch.nn.Linear(2, 2))
+    tiny_sam.vision_encoder.neck = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"SamModel has no convolution whose name matches .*neck.*target_modules"):
+        neck_targets(tiny_sam)

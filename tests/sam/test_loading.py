@@ -1,0 +1,111 @@
+"""Loading a checkpoint and its processor, with errors that say what to do."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import SamConfig, SamImageProcessorPil, SamModel, SamProcessor, ViTConfig, ViTModel
+
+from samparser.sam import default_processor, load_sam, neck_targets
+from samparser.sam.loading import check_processor
+
+
+def test_a_saved_checkpoint_loads_bit_for_bit_in_eval_mode(tiny_sam, tiny_sam_folder):
+    model, processor = load_sam(tiny_sam_folder)
+    assert type(model) is SamModel
+    assert not model.training
+    for name, tensor in tiny_sam.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    assert processor.image_processor.size["longest_edge"] == 64
+
+
+def test_the_type_of_the_weights_can_be_chosen(tiny_sam_folder):
+    model, _ = load_sam(str(tiny_sam_folder), dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_folder_without_processor_gets_the_usual_one_with_a_warning(tiny_sam_folder, tmp_path, tiny_processor):
+    shutil.copytree(tiny_sam_folder, tmp_path / "sam")
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (tmp_path / "sam" / name).unlink(missing_ok=True)
+    with pytest.warns(UserWarning, match=r"sam has no preprocessor_config\.json; using SAM's usual processor for 64"):
+        _, processor = load_sam(tmp_path / "sam")
+    image = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+    ours, saved = (each(image, return_tensors="pt") for each in (processor, tiny_processor))
+    assert ours.keys() == saved.keys()
+    assert all(torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(saved[key])) for key in saved)
+
+
+def test_the_usual_processor_is_that_of_the_published_checkpoints():
+    with torch.device("meta"):
+        model = SamModel(SamConfig())
+    ours, published = default_processor(model).image_processor.to_dict(), SamImageProcessorPil().to_dict()
+    assert {key: ours[key] for key in published} == published
+
+
+def test_a_processor_for_another_size_is_refused(tiny_sam, tiny_processor):
+    check_processor(tiny_sam, tiny_processor)
+    with pytest.raises(
+        ValueError, match=r"resizes to 1024 and pads to 1024 x 1024 pixels, but the model takes 64 x 64"
+    ):
+        check_processor(tiny_sam, SamProcessor(SamImageProcessorPil()))
+
+
+def test_an_adapter_folder_is_named_as_such_with_its_base(tiny_sam, tmp_path):
+    model = get_peft_model(tiny_sam, LoraConfig(target_modules=neck_targets(tiny_sam), r=2))
+    model.peft_config["default"].base_model_name_or_path = "facebook/sam-vit-base"
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"is a PEFT adapter, not a model.*load_sam\('facebook/sam-vit-base'\)"):
+        load_sam(tmp_path)
+
+
+def test_a_path_that_does_not_exist_is_told_from_a_name_on_the_hub(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*/nowhere"):
+        load_sam(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"There is no folder \./runs/a/b"):
+        load_sam("./runs/a/b")
+
+
+def test_an_unreachable_hub_is_explained():
+    with pytest.raises(
+        OSError, match=r"(?s)nobody/no-such-sam is no local folder, and could not be fetched.*HF_HUB_OFFLINE"
+    ):
+        load_sam("nobody/no-such-sam")
+
+
+def test_a_folder_without_config_and_a_bare_weight_file_are_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"it has no config\.json\. It holds notes\.txt"):
+        load_sam(tmp_path)
+    (tmp_path / "sam_vit_b_01ec64.pth").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"sam_vit_b_01ec64\.pth is a file.*facebook/sam-vit-base"):
+        load_sam(tmp_path / "sam_vit_b_01ec64.pth")
+
+
+def test_another_architecture_is_named(tmp_path):
+    config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=16)
+    ViTModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"of type 'vit', not of a SamModel"):
+        load_sam(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "sam2"}))
+    with pytest.raises(ValueError, match=r"of type 'sam2'.*load it with transformers \(Sam2Model\)"):
+        load_sam(tmp_path)
+
+
+def test_a_damaged_and_an_incomplete_checkpoint_are_refused(tiny_sam, tiny_sam_folder, tmp_path):
+    shutil.copytree(tiny_sam_folder, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(OSError, match=r"The checkpoint in .*cut cannot be read"):
+        load_sam(tmp_path / "cut")
+    state = {name: tensor for name, tensor in tiny_sam.state_dict().items() if "neck.conv" not in name}
+    tiny_sam.save_pretrained(tmp_path / "part", state_dict=state)
+    with pytest.raises(ValueError, match=r"is incomplete: 2 tensors.*vision_encoder\.neck\.conv1\.weight"):
+        load_sam(tmp_path / "part")
+    shutil.copytree(tiny_sam_folder, tmp_path / "none")
+    (tmp_path / "none" / "model.safetensors").unlink()
+    with pytest.raises(OSError, match=r"cannot be read.*config\.json and model\.safetensors"):
+        load_sam(tmp_path / "none")
