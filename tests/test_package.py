@@ -1,8 +1,10 @@
 """What `pip install samparser` promises: one version, few dependencies, a quick import."""
 
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 from importlib import resources
 from importlib.metadata import requires, version
@@ -44,6 +46,7 @@ def test_the_package_says_that_it_is_typed():
 def test_the_tuner_works_without_any_extra():
     code = f"""
 import sys
+import tarfile
 from importlib.machinery import PathFinder
 class Bare(PathFinder):
     @classmethod
@@ -92,3 +95,23 @@ def test_the_readme_and_the_licence_are_what_they_say():
     assert "make test" in readme
     pins = (ROOT / "requirements" / "constraints.txt").read_text()
     assert "torch==2.13.0\n" in pins
+
+
+def test_the_source_distribution_holds_what_its_tests_docs_and_quickstart_need(tmp_path):
+    made = (".*", "build", "dist", "site", "runs", "quickstart-output", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, tmp_path / "tree", ignore=shutil.ignore_patterns(*made))
+    code = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=tmp_path / "tree", capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with tarfile.open(next(tmp_path.glob("samparser-*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    missing = {
+        path.relative_to(tmp_path / "tree").as_posix()
+        for folder in ("samparser", "tests", "docs", "examples", "requirements")
+        for path in (tmp_path / "tree" / folder).rglob("*")
+        if path.is_file()
+    } - names
+    assert missing == set()
+    assert names >= {"Makefile", "mkdocs.yml", "CHANGELOG.md", "LICENSE", "README.md", "samparser_command.py"}
+    assert not [name for name in names if name.endswith(".pyc")]
