@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
     experiment = load_experiment(command.experiment)
     experiment = select(experiment, data=command.data, rows=command.rows, seeds=command.seeds)
     if command.epochs is not None:
-        experiment = with_settings(experiment, epochs=command.epochs)
+        experiment = with_settings(experiment, num_train_epochs=command.epochs)
     report = compare(
         experiment,
         output=command.output,

@@ -29,10 +29,16 @@ class SettingsParser(HfArgumentParser):
         positional: Required options whose names can be left out when they come first; the last one may take several
             words.
         example: A command to show below the help.
+        required: Options that this verb needs although their dataclass has a default for them.
     """
 
     def __init__(
-        self, verb: str, groups: Mapping[str, type], positional: Sequence[str] = (), example: str = ""
+        self,
+        verb: str,
+        groups: Mapping[str, type],
+        positional: Sequence[str] = (),
+        example: str = "",
+        required: Sequence[str] = (),
     ) -> None:
         self.verb = verb
         self.groups = groups
@@ -53,6 +59,8 @@ class SettingsParser(HfArgumentParser):
         if self._hidden():
             self.add_argument("--help_all", action=_Help, help="Show every option, those of transformers too.")
         self.add_argument("--traceback", action="store_true", help="Show where an error arose.")
+        for action in self._actions:
+            action.required = action.required or action.dest in required
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         """Add an option without the twin that is spelled with dashes; `parse` takes both spellings."""

@@ -22,18 +22,17 @@ from .shared import open_split, say
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """Fine-tune a SAM on a data set; the output folder then holds settings, log, checkpoints, adapter and scores."""
+    """Fine-tune a SAM on a data set; the output_dir then holds settings, log, checkpoints, adapter and scores."""
 
     model: str = option("The base SAM: a local checkpoint folder or a hub id such as facebook/sam-vit-base.")
-    output: str = option("Folder for settings, log, checkpoints, adapter, scores and figures.")
     method: str = option("What is trained: `samparser methods` lists the names.", "samparser")
     method_options: str = option(
         'Options of the method as JSON, for instance \'{"parametrization": "relative"}\'.', "{}"
     )
     train_split: str = option("Split to train on.", "train")
     eval_split: str = option("Split to score on; 'none': do not score.", "val")
-    resume: bool = option("Go on with the run in --output.", False)
-    overwrite: bool = option("Delete the run in --output and start again.", False)
+    resume: bool = option("Go on with the run in --output_dir.", False)
+    overwrite: bool = option("Delete the run in --output_dir and start again.", False)
 
 
 def parser() -> SettingsParser:
@@ -47,13 +46,15 @@ def parser() -> SettingsParser:
             "training": TrainSettings,
             "scoring": EvalSettings,
         },
-        example="samparser train --model facebook/sam-vit-base --data path/to/data --output runs/mine --recipe medical",
+        example="samparser train --model facebook/sam-vit-base --data path/to/data --output_dir runs/mine",
+        required=("output_dir",),
     )
 
 
 def run(arguments: Sequence[str]) -> int:
     """Train, score, and say where everything is."""
     command, data, prompts, settings, scoring = parser().parse(arguments)
+    assert settings.output_dir is not None  # required
     options = _method_options(command.method_options)
     base, processor = load_sam(command.model)
     train_set = open_split(data, command.train_split)
@@ -61,14 +62,13 @@ def run(arguments: Sequence[str]) -> int:
     model = build(command.method, base, **options)
     total = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     say(f"{describe(model)}; the other {total:,} parameters are frozen")
-    say(f"{_chosen(settings)} (all settings: {Path(command.output) / 'settings.json'})")
+    say(f"{_chosen(settings)} (all settings: {Path(settings.output_dir) / 'settings.json'})")
     result = train(
         model,
         processor,
         train_set,
         eval_set,
         settings,
-        output=command.output,
         prompts=prompts,
         eval_settings=scoring,
         resume=command.resume,
@@ -103,8 +103,8 @@ def _method_options(text: str) -> dict[str, Any]:
 
 def _chosen(settings: TrainSettings) -> str:
     """What the recipe filled in and what differs from the defaults, by name."""
-    resolved = settings.resolved()
-    shown = ["coefficient_lr", *RECIPES[resolved.recipe]]
-    shown += [part.name for part in fields(resolved) if getattr(resolved, part.name) != part.default]
-    names = [name for name in dict.fromkeys(shown) if name != "recipe"]
-    return f"recipe {resolved.recipe}: " + ", ".join(f"{name} {getattr(resolved, name)}" for name in names)
+    defaults = {part.name: part.default for part in fields(settings)}
+    shown = ["coefficient_lr", *RECIPES[settings.recipe]]
+    shown += [name for name in settings.usual() if getattr(settings, name) != defaults[name]]
+    names = [name for name in dict.fromkeys(shown) if name not in ("recipe", "output_dir")]
+    return f"recipe {settings.recipe}: " + ", ".join(f"{name} {getattr(settings, name)}" for name in names)

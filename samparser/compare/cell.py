@@ -19,7 +19,7 @@ from samparser.training.caching import open_cache
 from samparser.training.run_folder import git_state, versions
 
 from .plan import Cell
-from .workspace import Workspace, device_of, train_settings_of
+from .workspace import Workspace, train_settings_of
 
 # Beside the adapter, the log and the scores, a run folder holds checkpoints and figures of up to gigabytes.
 _DELETED = ("checkpoints", "figures", "tensorboard")
@@ -41,16 +41,15 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
     """
     experiment = workspace.experiment
     source, row = experiment.source(cell.data), experiment.row(cell.row)
-    settings = train_settings_of(experiment, source, row, cell, rates)
+    folder = workspace.output / "runs" / cell.name
     features = str(workspace.output / "features") if workspace.cached(cell) else None
-    settings = TrainSettings(**{**settings.to_dict(), "cache": features})
+    settings = train_settings_of(experiment, source, row, cell, rates, output_dir=str(folder), cache=features)
     train_set, test_set = workspace.sets_of(cell)
     start = time.perf_counter()
     # A method that starts at random starts from the cell's seed.
     set_seed(settings.seed)
     model = workspace.tuned(row)
     trained = describe(model)
-    folder = workspace.output / "runs" / cell.name
     timing: dict[str, Any] = {"steps": 0, "seconds_per_step": None}
     if cell.kind == "once":
         scores = _scores_of(workspace, model, test_set, settings, experiment.eval_settings(source, row))
@@ -63,7 +62,6 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
             train_set,
             test_set,
             settings,
-            output=folder,
             prompts=experiment.prompt_settings(source, row),
             eval_settings=experiment.eval_settings(source, row),
             resume=resume,
@@ -93,7 +91,7 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
             **timing,
             "cached": features is not None,
             "threads": torch.get_num_threads(),
-            "device": str(device_of(settings)),
+            "device": str(settings.device),
             "total_seconds": time.perf_counter() - start,
         },
         "versions": versions(),
@@ -127,7 +125,7 @@ def _prepare(folder: Path) -> bool:
 def _scores_of(
     workspace: Workspace, model: Any, test_set: Any, settings: TrainSettings, scoring: EvalSettings
 ) -> ScoreTable:
-    model = model.to(device_of(settings))
+    model = model.to(settings.device)
     cache = open_cache(model, workspace.processor, settings)
     if cache is None:
         return evaluate(model, workspace.processor, test_set, scoring)

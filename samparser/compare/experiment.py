@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,16 @@ METRICS = ("miou", "f1", "dsc")
 # What a comparison decides itself; a file that sets these would make its rows incomparable or its test set a
 # validation set.
 _OWN_TRAINING = (
-    *("seed", "cache", "cache_projected", "cache_limit_gb", "eval_every", "eval_limit"),
-    *("metric", "patience", "keep_checkpoints", "report_to", "score_before"),
+    *("output_dir", "seed", "cache", "cache_projected", "cache_limit_gb", "eval_strategy", "eval_steps", "eval_limit"),
+    *("metric_for_best_model", "load_best_model_at_end", "early_stopping_patience", "save_total_limit", "report_to"),
+    *("score_before", "push_to_hub", "hub_model_id"),
 )
 RATES = ("learning_rate", "coefficient_lr")
 
 
 def training_fields() -> list[str]:
     """Return the names of the training settings that an experiment may set."""
-    return [part.name for part in fields(TrainSettings) if part.name not in _OWN_TRAINING]
+    return [name for name in TrainSettings.usual() if name not in _OWN_TRAINING]
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class Experiment:
         data: The data sets, one column each. None: nothing is trained, the cost of each row is counted.
         methods: The rows.
         model: SAM checkpoint: a folder, relative to the experiment file, or a hub id.
-        training: Fields of `TrainSettings` for all cells: `recipe`, `epochs`, `learning_rate`, ...
+        training: Fields of `TrainSettings` for all cells: `recipe`, `num_train_epochs`, `learning_rate`, ...
         prompts: Fields of `PromptSettings` for all cells.
         evaluation: Fields of `EvalSettings`.
         seeds: One training per row, data set and seed.
@@ -190,8 +191,8 @@ class Experiment:
         return str(beside) if beside.is_dir() else self.model
 
     def train_settings(self, source: DataSource, row: MethodRow, **more: Any) -> TrainSettings:
-        """Return a cell's settings: the experiment's, over them the data set's, the row's, and `more`; resolved."""
-        return TrainSettings(**{**self.training, **source.training, **row.training, **more}).resolved()
+        """Return a cell's settings: the experiment's, over them the data set's, the row's, and `more`."""
+        return TrainSettings(**{**self.training, **source.training, **row.training, **more})
 
     def prompt_settings(self, source: DataSource, row: MethodRow) -> PromptSettings:
         """Return the prompts of a cell, put together like its settings."""
@@ -216,7 +217,7 @@ def with_settings(experiment: Experiment, **training: Any) -> Experiment:
     with said_where("settings"):
         TrainSettings(**given)
     search = experiment.search
-    if search is not None and "epochs" in given:
+    if search is not None and "num_train_epochs" in given:
         search = replace(search, epochs=None)
     return replace(
         experiment,

@@ -15,7 +15,7 @@ from .collect import Column, Report
 from .experiment import MethodRow
 from .plan import Cell
 from .strict import ExperimentError
-from .workspace import Workspace, device_of
+from .workspace import Workspace
 
 
 def draw_figure(workspace: Workspace, report: Report) -> Path | None:
@@ -80,5 +80,5 @@ def _masks(workspace: Workspace, column: Column, row: MethodRow, samples: list[S
                 f"{cell.name}.json to train it again, or take `panels` out of the experiment."
             )
         model = load_trained(workspace.new_model(), adapter)
-    model = model.to(device_of(experiment.train_settings(column.source, row)))
+    model = model.to(experiment.train_settings(column.source, row).device)
     return [predict(model, workspace.processor, sample.image, sample.boxes) for sample in samples]

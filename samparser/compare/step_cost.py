@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from samparser.training import TrainSettings
-from samparser.training.trainer import batch_loss, mask_logits, parameter_groups
+from samparser.training.trainer import batch_loss, fused_adam, mask_logits, parameter_groups
 
 from .counts import counted
 from .experiment import Experiment, MethodRow
-from .workspace import Workspace, device_of
+from .workspace import Workspace
 
 _ROUNDS = 5
 
@@ -35,7 +35,7 @@ def measure_cost(workspace: Workspace, row: MethodRow) -> dict[str, Any]:
     """
     experiment = workspace.experiment
     settings = experiment.train_settings(experiment.data[0], row)
-    device = device_of(settings)
+    device = settings.device
     step = _step(workspace.tuned(row).to(device), settings, device)
     peak = _peak_of(step, device)
     reference = experiment.row(experiment.reference)
@@ -88,7 +88,7 @@ def _step(model: nn.Module, settings: TrainSettings, device: torch.device) -> Ca
     if not groups:
         model.eval()
         return torch.no_grad()(lambda: mask_logits(model, batch))
-    optimizer = torch.optim.Adam(groups, weight_decay=settings.weight_decay or 0.0, fused=True)
+    optimizer = fused_adam(groups, settings)
     model.train()
 
     def step() -> None:

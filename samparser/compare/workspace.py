@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from samparser._hashing import sha256_of
@@ -21,6 +20,7 @@ from samparser.methods import METHODS, build
 from samparser.methods.base_check import fingerprint
 from samparser.sam import load_sam
 from samparser.training import TrainSettings
+from samparser.training.settings import MAY_DIFFER
 
 from .experiment import DataSource, Experiment, MethodRow
 from .plan import Cell
@@ -29,10 +29,10 @@ from .strict import ExperimentError
 # Up to so many images are read once, so that a bad file or an image without instance is left out of both splits.
 _SCANNED_UP_TO = 2000
 # What does not change a result, or is recorded with it under another name.
-_NOT_COMPARED = (
-    *("workers", "log_every", "device", "report_to", "keep_checkpoints", "cache", "cache_limit_gb", "cache_projected"),
-    *("eval_every", "eval_limit", "metric", "patience", "recipe", "score_before", "allow_shared"),
-)
+_NOT_COMPARED = MAY_DIFFER | {
+    *("cache_projected", "recipe", "score_before", "eval_strategy", "eval_steps", "eval_limit"),
+    *("metric_for_best_model", "load_best_model_at_end", "early_stopping_patience"),
+}
 
 
 def require_data(sources: Sequence[DataSource], root: Path) -> None:
@@ -134,7 +134,7 @@ class Workspace:
         experiment = self.experiment
         source, row = experiment.source(cell.data), experiment.row(cell.row)
         train_set, test_set = self.sets_of(cell)
-        training = train_settings_of(experiment, source, row, cell, rates).to_dict()
+        training = train_settings_of(experiment, source, row, cell, rates).recorded()
         settings: dict[str, Any] = {
             "model": {"name": experiment.model, "weights": self.weights},
             "method": row.method,
@@ -158,24 +158,18 @@ class Workspace:
 
 
 def train_settings_of(
-    experiment: Experiment, source: DataSource, row: MethodRow, cell: Cell, rates: Mapping[str, float]
+    experiment: Experiment, source: DataSource, row: MethodRow, cell: Cell, rates: Mapping[str, float], **fields: Any
 ) -> TrainSettings:
-    """Return the training settings of a cell, with the rates that were chosen for it or that it tries."""
-    more: dict[str, Any] = {**rates, "eval_every": "never", "report_to": "none", "seed": cell.number}
+    """Return the training settings of a cell, with the rates that were chosen for it or that it tries, and others."""
+    more: dict[str, Any] = {**fields, **rates, "eval_strategy": "no", "report_to": "none", "seed": cell.number}
     # A score of the test images before the first step is what the row that trains nothing gives.
     more["score_before"] = False
     search = experiment.search
     if cell.kind == "trial" and search is not None:
         more["seed"] = search.seed
         if search.epochs is not None:
-            more["epochs"] = search.epochs
+            more["num_train_epochs"] = search.epochs
     return experiment.train_settings(source, row, **more)
-
-
-def device_of(settings: TrainSettings) -> torch.device:
-    """Return where a cell is trained and scored."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True) if settings.device == "auto" else None
-    return accelerator or torch.device("cpu")
 
 
 def hold_out(names: Sequence[str], part: float, seed: int, *, by_volume: bool = False) -> tuple[list[int], list[int]]:

@@ -26,8 +26,8 @@ def run(capsys, *arguments):
 
 def quick(model, data, output, *more):
     return (
-        *("train", "--model", model, "--data", data, "--output", output, "--max_steps", 2, "--report_to", "none"),
-        *("--jitter_max", 2, "--eval_every", "never", *more),
+        *("train", "--model", model, "--data", data, "--output_dir", output, "--max_steps", 2, "--report_to", "none"),
+        *("--jitter_max", 2, "--eval_strategy", "no", *more),
     )
 
 

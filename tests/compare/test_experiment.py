@@ -5,13 +5,13 @@ from samparser.compare import ExperimentError, parse_experiment, with_settings
 
 def test_settings_come_from_the_experiment_then_the_data_set_then_the_row(changed):
     def change(content):
-        content["training"] = {"epochs": 1, "learning_rate": 1.0, "weight_decay": 3.0}
+        content["training"] = {"num_train_epochs": 1, "learning_rate": 1.0, "weight_decay": 3.0}
         content["data"][0]["training"] = {"learning_rate": 0.5, "weight_decay": 2.0}
         content["methods"][1]["training"] = {"weight_decay": 1.0}
 
     experiment = parse_experiment(changed(change))
     settings = experiment.train_settings(experiment.data[0], experiment.row("decoder"), learning_rate=0.25)
-    assert (settings.epochs, settings.learning_rate, settings.weight_decay) == (1, 0.25, 1.0)
+    assert (settings.num_train_epochs, settings.learning_rate, settings.weight_decay) == (1, 0.25, 1.0)
 
 
 def test_a_cell_is_scored_with_the_kind_of_prompt_that_it_trains_with_unless_another_is_named(changed):
@@ -35,9 +35,9 @@ def test_a_cell_is_scored_with_the_kind_of_prompt_that_it_trains_with_unless_ano
 
 
 def test_epochs_for_a_trial_hold_in_every_cell(experiment):
-    shorter = with_settings(experiment, epochs=0.5)
-    assert {shorter.train_settings(shorter.data[0], row).epochs for row in shorter.methods} == {0.5}
+    shorter = with_settings(experiment, num_train_epochs=0.5)
+    assert {shorter.train_settings(shorter.data[0], row).num_train_epochs for row in shorter.methods} == {0.5}
     with pytest.raises(ExperimentError, match="no field 'epoch'"):
         with_settings(experiment, epoch=1)
     with pytest.raises(ExperimentError, match="epochs is -1"):
-        with_settings(experiment, epochs=-1)
+        with_settings(experiment, num_train_epochs=-1)
