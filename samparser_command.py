@@ -6,6 +6,7 @@ and seconds of waiting. Each verb is a file of `samparser/cli`, imported when it
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -41,8 +42,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when it went well, 1 when a checked data set cannot be trained on, 2 for an error, 130 when it was stopped by
-        Ctrl-C and 143 by SIGTERM, as shells count.
+        Ctrl-C, 141 when nobody reads its output any more and 143 by SIGTERM, as shells count.
     """
+    try:
+        try:
+            return _answer(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has seen enough (`samparser methods | head`); Python would complain of it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _answer(arguments: Sequence[str] | None) -> int:
+    """Answer what needs no verb, or run the verb."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     words = [word for word in given if word != "--traceback"]
     verb = next((name for name in VERBS if words[: len(name.split())] == name.split()), None)

@@ -37,19 +37,15 @@ def run(verb: str, arguments: Sequence[str], *, show_traceback: bool = False) ->
 
     Raises:
         SystemExit: Help was asked for, or argparse has said what is wrong.
+        BrokenPipeError: Nobody reads the output any more.
     """
     # Deprecations between other packages are nothing that the user of a command can act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         status: int = import_module(f"samparser.cli.{verb.replace(' ', '_')}").run(arguments)
-        sys.stdout.flush()
         return status
-    except ParserExit:
+    except (ParserExit, BrokenPipeError):
         raise
-    except BrokenPipeError:
-        # Whoever read the output has seen enough (`samparser methods | head`); Python would complain of it at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13
     except (Exception, SystemExit) as error:
         if show_traceback:
             raise

@@ -142,9 +142,10 @@ def command(*words, **options):
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():
-    script = f"{sys.executable} -m samparser_command methods | true; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, cwd=ROOT)
-    assert (done.returncode, done.stderr) in ((141, ""), (0, ""))
+    for words in ("methods", "--help", "train --help"):
+        script = f"{sys.executable} -m samparser_command {words} | true; exit ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, cwd=ROOT)
+        assert (done.returncode, done.stderr) in ((141, ""), (0, "")), words
 
 
 @pytest.mark.skipif(os.name == "nt", reason="limits on the size of files are a thing of Unix")
@@ -164,7 +165,19 @@ def test_a_full_disk_ends_with_one_message_and_leaves_nothing(tiny_sam_folder, t
 
 
 def training(model, data, output):
-    words = ["train", "--model", model, "--data", data, "--output", output, "--report_to", "none", "--jitter_max", "2"]
+    words = [
+        "train",
+        "--model",
+        model,
+        "--data",
+        data,
+        "--output_dir",
+        output,
+        "--report_to",
+        "none",
+        "--jitter_max",
+        "2",
+    ]
     return [str(word) for word in [*words, "--eval_split", "none"]]
 
 
@@ -173,7 +186,7 @@ def training(model, data, output):
 def test_a_stopped_training_ends_with_one_line(tiny_sam_folder, toy_coco, tmp_path, number, how):
     words = training(tiny_sam_folder, toy_coco, tmp_path / "run")
     process = subprocess.Popen(
-        [sys.executable, "-m", "samparser_command", *words, "--max_steps", "100000", "--log_every", "1"],
+        [sys.executable, "-m", "samparser_command", *words, "--max_steps", "100000", "--logging_steps", "1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
