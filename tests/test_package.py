@@ -1,5 +1,6 @@
 """What `pip install samparser` promises: one version, few dependencies, a quick import."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -115,3 +116,16 @@ def test_the_source_distribution_holds_what_its_tests_docs_and_quickstart_need(t
     assert missing == set()
     assert names >= {"Makefile", "mkdocs.yml", "CHANGELOG.md", "LICENSE", "README.md", "samparser_command.py"}
     assert not [name for name in names if name.endswith(".pyc")]
+
+
+def test_the_first_code_of_the_readme_runs_without_a_warning(tmp_path):
+    readme = (ROOT / "README.md").read_text()
+    first, second = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[:2]
+    code = f'{first}\nmodel.save_pretrained("adapter")\n{second}'
+    code = code.replace("facebook/sam-vit-base", str(ROOT / "examples" / "assets" / "small-sam"))
+    words = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "trainable params: 192 || all params:" in done.stdout
+    assert "Warning" not in done.stderr
