@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from samparser._extras import require
 
 from .cell import run_cell
 from .experiment import Experiment
@@ -35,6 +38,8 @@ def _start_worker(experiment: Experiment, root: Path, output: Path, limit: int |
     global _place
     # Ctrl-C reaches all processes of a terminal; the one that started the others ends them, and only it speaks.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Progress bars share a lock between processes, which one that is ended leaves behind; here nobody shares it.
+    require("tqdm", "Training").tqdm.set_lock(threading.RLock())
     if one_thread:
         torch.set_num_threads(1)
     _place = (experiment, root, output, limit)
@@ -92,12 +97,6 @@ def _result(task: Task, future: Future[dict[str, Any]]) -> dict[str, Any]:
         ) from error
 
 
-def _end(pool: ProcessPoolExecutor | None) -> None:
-    """End the processes of a pool: what they were doing goes on from its last checkpoint with the next command."""
-    for process in list((getattr(pool, "_processes", None) or {}).values()):
-        process.terminate()
-
-
 class Workers:
     """Runs tasks and gives their results in the order in which they finish.
 
@@ -149,27 +148,41 @@ class Workers:
                     self._waiting.clear()
             if failed is not None:
                 raise failed
-        except BaseException as error:
-            if not isinstance(error, CellError):
-                _end(self._pool)
+        except CellError:
+            raise
+        except BaseException:
+            self._end_processes()
             raise
         finally:
-            if self._pool is not None:
-                self._pool.shutdown(wait=True, cancel_futures=True)
-                self._pool = None
+            self._shut_down()
 
     def _alone(self, task: str) -> dict[str, Any]:
-        with self._make_pool(1, one_thread=self.processes > 1) as pool:
-            try:
-                return _result(task, pool.submit(_work, task, {}))
-            except KeyboardInterrupt:
-                _end(pool)
-                raise
+        self._pool = self._make_pool(1, one_thread=self.processes > 1)
+        try:
+            return _result(task, self._pool.submit(_work, task, {}))
+        except CellError:
+            raise
+        except BaseException:
+            self._end_processes()
+            raise
+        finally:
+            self._shut_down()
 
     def _executor(self) -> ProcessPoolExecutor:
         if self._pool is None:
             self._pool = self._make_pool(self.processes, one_thread=True)
         return self._pool
+
+    def _end_processes(self) -> None:
+        """End the running cells at once, where the program was stopped; what they wrote is whole or not there."""
+        # `ProcessPoolExecutor.terminate_workers` does this from Python 3.14 on.
+        for process in list((getattr(self._pool, "_processes", None) or {}).values()):
+            process.terminate()
+
+    def _shut_down(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
 
     def _make_pool(self, processes: int, *, one_thread: bool) -> ProcessPoolExecutor:
         space = self.workspace
