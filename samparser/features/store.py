@@ -1,4 +1,4 @@
-"""Cached features on disk: one safetensors file for each image, written whole, read by memory mapping."""
+"""Cached features on disk: one safetensors file for each image, written whole, verified whenever it is read."""
 
 from __future__ import annotations
 
@@ -18,11 +18,19 @@ _NAME = "features"
 _ABANDONED_AFTER = 3600.0
 
 
-class MissingFeaturesError(LookupError):
-    """The cache holds nothing for this image; the message says what to do."""
+class FeaturesError(RuntimeError):
+    """An entry of the cache cannot be used; the message says why and what to do."""
+
+    def __init__(self, message: str) -> None:
+        # From a worker of a DataLoader the message comes back with the worker's whole traceback before it.
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
-class DamagedFeaturesError(RuntimeError):
+class MissingFeaturesError(FeaturesError):
+    """The cache holds nothing for this image."""
+
+
+class DamagedFeaturesError(FeaturesError):
     """An entry of the cache is cut off or altered; the message names the file."""
 
 
@@ -51,12 +59,11 @@ class FeatureStore:
         """Return the file of an image's features."""
         return self.folder / key[:2] / f"{key}.safetensors"
 
-    def read(self, key: str, *, verify: bool = False) -> Tensor:
-        """Return the features of an image, mapped from the file: nothing is read before it is used.
+    def read(self, key: str) -> Tensor:
+        """Return the features of an image, after comparing their checksum.
 
         Args:
             key: The image's, see `image_key`.
-            verify: Also compare the checksum, which reads all of the entry.
 
         Raises:
             MissingFeaturesError: There is no entry.
@@ -66,11 +73,12 @@ class FeatureStore:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                features = file.get_tensor(_NAME)
+                features = file.get_tensor(_NAME).clone()  # a copy: what is compared is what is used
         except FileNotFoundError:
             raise MissingFeaturesError(
-                f"No features of this image in {self.folder}. Fill the cache with all images before it is used, "
-                "and check that no image has changed since."
+                f"No features of this image in {self.folder}: {path.name} is not there. Fill the cache with all images "
+                "before it is used, and check that no image has changed since. A run that stopped here goes on with "
+                "--resume, which fills what is missing."
             ) from None
         except (SafetensorError, OSError) as error:
             raise DamagedFeaturesError(f"{path} cannot be read ({error}). {_REFILL}") from error
@@ -80,7 +88,7 @@ class FeatureStore:
             raise DamagedFeaturesError(
                 f"{path} holds {features.dtype} {tuple(features.shape)} instead of {self.dtype} {self.shape}. {_REFILL}"
             )
-        if verify and metadata.get("sha256") != sha256_of(features):
+        if metadata.get("sha256") != sha256_of(features):
             raise DamagedFeaturesError(f"{path} has changed since it was written: its checksum differs. {_REFILL}")
         return features
 
@@ -117,4 +125,7 @@ class FeatureStore:
                 path.unlink(missing_ok=True)
 
 
-_REFILL = "Fill the cache again: what is damaged is computed anew."
+_REFILL = (
+    "Fill the cache again: what is damaged is computed anew. A run that stopped here goes on with --resume, which "
+    "fills the cache first."
+)
