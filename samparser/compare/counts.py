@@ -52,7 +52,7 @@ def count_rows(experiment: Experiment, say: Callable[[str], None]) -> dict[str, 
 def _config(experiment: Experiment) -> SamConfig:
     path = experiment.model_path()
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ExperimentError(
             f"{experiment.name}: the model {experiment.model!r} has no configuration that can be read ({error}). Give "
