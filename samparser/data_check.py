@@ -1,4 +1,4 @@
-"""Reads a whole data set once and says whether it can be trained on."""
+"""Read a whole data set once and say whether it can be trained on."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from samparser._words import count, shortened
 from samparser.data.dataset import SegmentationDataset
 from samparser.data.layouts import available_splits, open_dataset
 from samparser.data.readers.images import IMAGE_SUFFIXES
@@ -24,7 +25,7 @@ SMALL_BOX = 20  # pixels: as far as the paper moves a box's side
 
 @dataclass
 class CheckReport:
-    """What `check_dataset` found. ``str()`` of it is a text of one screen.
+    """What `check_dataset` found. `str()` of it is a text of one screen.
 
     Attributes:
         root: Folder of the data set.
@@ -63,20 +64,18 @@ class CheckReport:
 
     def __str__(self) -> str:
         lines = [f"{self.root} (layout {self.layout})"]
-        for split, count in self.images.items():
-            instances = self.instances[split]
-            lines.append(f"  {split:<6} {count:>8,} image{_s(count)} {instances:>10,} instance{_s(instances)}")
+        for split, images in self.images.items():
+            instances = count(self.instances[split], "instance")
+            lines.append(f"  {split:<6} {_aligned(count(images, 'image'), 8)} {_aligned(instances, 10)}")
         if len(self.areas):
             lines.append(
                 f"  area of an instance: smallest {self.areas[0]:,}, median {int(np.median(self.areas)):,}, largest "
-                f"{self.areas[-1]:,} px; at most {self.most_instances:,} instance{_s(self.most_instances)} in an image"
+                f"{self.areas[-1]:,} px; at most {count(self.most_instances, 'instance')} in an image"
             )
-            common = ", ".join(f"{w} x {h} ({n:,})" for (w, h), n in self.sizes.most_common(4))
-            lines.append(
-                f"  image sizes: {common}" + (f", {len(self.sizes) - 4:,} more" if len(self.sizes) > 4 else "")
-            )
-            present = [f"{name} {count:,}" for name, count in self.classes.items() if count]
-            lines.append(f"  classes: {_first(present, 12)}")
+            sizes = (f"{width} x {height} ({times:,})" for (width, height), times in self.sizes.most_common())
+            lines.append(f"  image sizes: {shortened(sizes, 4)}")
+            present = (f"{name} {times:,}" for name, times in self.classes.items() if times)
+            lines.append(f"  classes: {shortened(present, 12)}")
         lines += _grouped("left out", self.skipped, self.root)
         lines += _grouped("cannot be read", self.unreadable, self.root)
         lines += [f"  warning: {text}" for text in self.warnings]
@@ -89,8 +88,8 @@ class CheckReport:
     def _advice(self) -> str:
         if self.unreadable and not self.errors:
             return (
-                f"{len(self.unreadable):,} image{_s(len(self.unreadable))} cannot be read and would stop a training "
-                f"run: repair or remove, or set scan to leave such images out."
+                f"{count(len(self.unreadable), 'image')} cannot be read and would stop a training run: repair or "
+                f"remove, or set scan to leave such images out."
             )
         return "This data set cannot be trained on as it is."
 
@@ -98,10 +97,10 @@ class CheckReport:
 def check_dataset(
     settings: DataSettings, split: str = "all", contact_sheet: Path | None = None, progress: bool = True
 ) -> CheckReport:
-    """Reads every image and mask of a data set, counts, and looks for what usually goes wrong.
+    """Read every image and mask of a data set, counts, and looks for what usually goes wrong.
 
     Args:
-        settings: Where and what to read; ``limit`` makes it quick on a large set. With ``scan``, images that cannot be
+        settings: Where and what to read; `limit` makes it quick on a large set. With `scan`, images that cannot be
             read count as left out, as training would leave them out.
         split: "train", "val", "test", or "all" for each split that there is, compared with one another.
         contact_sheet: Picture to draw, with a few images of each split and their masks, boxes and classes.
@@ -136,16 +135,12 @@ def check_dataset(
             for index in sorted(indices)
         ]
         title = f"{report.root} ({report.layout}): {', '.join(f'{n:,} {part}' for part, n in report.images.items())}"
-        report.contact_sheet = save_sheet(
-            cells,
-            title,
-            contact_sheet,
-        )
+        report.contact_sheet = save_sheet(cells, title, contact_sheet)
     return report
 
 
 class _Tally:
-    """Counts what goes by, and keeps a random choice of images for the contact sheet."""
+    """Count what goes by, and keep a random choice of images for the contact sheet."""
 
     def __init__(self, report: CheckReport, parts: int) -> None:
         self.report = report
@@ -230,17 +225,19 @@ class _Tally:
             )
         if self._twice:
             found.append(f"{self._twice} instances repeat another one of their image, pixel by pixel.")
-        absent = [name for name, count in self.report.classes.items() if count == 0]
+        absent = [name for name, times in self.report.classes.items() if times == 0]
         if absent and self._areas:
-            found.append(f"{len(absent)} of {len(self.report.classes)} classes never occur: {_first(absent, 6)}.")
+            found.append(f"{len(absent)} of {len(self.report.classes)} classes never occur: {shortened(absent, 6)}.")
         if len(self._areas) >= 10 and self._rectangles > 0.9 * len(self._areas):
             found.append("nearly all masks are filled rectangles: are these boxes, and not outlines of objects?")
         if self._cover and float(np.median(self._cover)) > 0.8:
             found.append("the median mask covers over 80 % of its image: are object and background exchanged?")
         specks = sum(area < SPECK for area in self._areas)
         if specks:
-            has = "instance has" if specks == 1 else "instances have"
-            found.append(f"{specks} {has} fewer than {SPECK} px; set min_area to leave such specks out.")
+            have = "has" if specks == 1 else "have"
+            found.append(
+                f"{count(specks, 'instance')} {have} fewer than {SPECK} px; set min_area to leave such specks out."
+            )
         if self._sides and float(np.median(self._sides)) < SMALL_BOX:
             found.append(
                 f"the median shorter side of a box is {int(np.median(self._sides))} px, so moving box sides by up to "
@@ -249,16 +246,14 @@ class _Tally:
         return found
 
 
-def _first(items: list[str], most: int) -> str:
-    return ", ".join(items[:most]) + (f", and {len(items) - most} more" if len(items) > most else "")
-
-
-def _s(number: int) -> str:
-    return "" if number == 1 else "s"
+def _aligned(counted: str, width: int) -> str:
+    """Pad a number with its noun to the left, so that numbers stand below one another."""
+    number, _, noun = counted.partition(" ")
+    return f"{number:>{width}} {noun}"
 
 
 def _grouped(what: str, skipped: list[Skipped], root: Path) -> list[str]:
-    """One line per reason: how often, and an example."""
+    """Return one line per reason: how often, and an example."""
     by_reason: dict[str, list[str]] = defaultdict(list)
     for where, why in skipped:
         by_reason[_without_names(where, why, root)].append(where)
@@ -269,7 +264,7 @@ def _grouped(what: str, skipped: list[Skipped], root: Path) -> list[str]:
 
 
 def _without_names(where: str, why: str, root: Path) -> str:
-    """A reason without the names of its own files, so that one reason is one line however many files have it."""
+    """Return a reason without the names of its own files, so that one reason is one line however many files have it."""
     base = root if root.is_dir() else root.parent
     why = why.replace(f"{base / where}", "it").replace(where, "it")
     return re.sub(rf"\S*\b{re.escape(Path(where).stem)}\.\w+", f"*{Path(where).suffix}", why)

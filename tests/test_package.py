@@ -15,7 +15,9 @@ import samparser
 ROOT = Path(__file__).parents[1]
 CORE = {"torch", "peft", "transformers", "safetensors", "numpy"}
 # What the extras bring; the core must do without.
-EXTRAS = ("PIL", "scipy", "pycocotools", "matplotlib", "rich", "tensorboard", "nibabel", "jaxtyping", "beartype")
+EXTRAS = (
+    "PIL", "scipy", "pycocotools", "msgspec", "matplotlib", "rich", "tensorboard", "nibabel", "jaxtyping", "beartype",
+)  # fmt: skip
 
 
 def in_fresh_python(code: str) -> str:

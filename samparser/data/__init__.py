@@ -2,22 +2,26 @@
 
 from samparser._extras import require
 
-for _package in ("PIL", "scipy", "pycocotools", "tqdm"):
+for _package in ("PIL", "scipy", "pycocotools", "msgspec", "tqdm"):
     require(_package, "Reading data sets")
 
 from .dataset import SegmentationDataset  # noqa: E402
 from .flips import Flipped, RandomlyFlipped  # noqa: E402
-from .layouts import detect_layout, open_dataset  # noqa: E402
+from .layouts import LAYOUTS, detect_layout, open_dataset  # noqa: E402
 from .readers.images import read_image  # noqa: E402
+from .readers.reader import Layout, Reader  # noqa: E402
 from .sample import DataError, Instance, Sample, Skipped  # noqa: E402
 from .settings import DataSettings  # noqa: E402
 
 __all__ = [
+    "LAYOUTS",
     "DataError",
     "DataSettings",
     "Flipped",
     "Instance",
+    "Layout",
     "RandomlyFlipped",
+    "Reader",
     "Sample",
     "SegmentationDataset",
     "Skipped",

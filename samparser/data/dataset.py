@@ -14,7 +14,7 @@ from .sample import DataError, Sample, Skipped
 
 
 class SegmentationDataset(Dataset[Sample]):
-    """Images with instances, read when asked for: ``dataset[i]`` opens one image and decodes its masks.
+    """Images with instances, read when asked for: `dataset[i]` opens one image and decodes its masks.
 
     Args:
         parts: Readers, each with the indices of the samples to take from it, in order.
@@ -51,11 +51,11 @@ class SegmentationDataset(Dataset[Sample]):
         return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
-        """Sample ``index``. It may have no instance left when all of them turn out empty or too small."""
+        """Return sample `index`. It may have no instance left when all of them turn out empty or too small."""
         return self.examine(index)[0]
 
     def examine(self, index: int) -> tuple[Sample, list[Skipped]]:
-        """Sample ``index`` and what was left out of it, with reasons.
+        """Return sample `index` and what was left out of it, with reasons.
 
         Raises:
             IndexError: There is no such sample.
@@ -75,9 +75,9 @@ class SegmentationDataset(Dataset[Sample]):
         return replace(sample, instances=tuple(kept)), skipped
 
     def scanned(self) -> SegmentationDataset:
-        """This data set without the samples that cannot be read or have no instance; it reads each of them once.
+        """Return this data set without the samples that cannot be read or have no instance, reading each of them once.
 
-        What it leaves out is added to ``skipped``.
+        What it leaves out is added to `skipped`.
         """
         good, skipped = [], list(self.skipped)
         for index, name in enumerate(self.names):
@@ -94,7 +94,7 @@ class SegmentationDataset(Dataset[Sample]):
         return self.subset(good, skipped)
 
     def subset(self, indices: Sequence[int], skipped: list[Skipped] | None = None) -> SegmentationDataset:
-        """The samples at ``indices``, in that order; ``skipped`` replaces the list of what was left out."""
+        """Return the samples at `indices`, in that order; `skipped` replaces the list of what was left out."""
         chosen = object.__new__(SegmentationDataset)
         chosen.__dict__.update(self.__dict__)
         picks = np.asarray(indices, dtype=np.int64)

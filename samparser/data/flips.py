@@ -1,33 +1,33 @@
 """Mirrored samples: image, masks, boxes and void pixels alike."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from .sample import Instance, Sample
+from .sample import Sample
 
 
 def flip_sample(sample: Sample) -> Sample:
-    """The sample mirrored left to right; its name stays."""
+    """Return the sample mirrored left to right; its name stays."""
     width = sample.size[1]
     instances = tuple(
-        Instance(
+        replace(
+            instance,
             box=(width - instance.box[2], instance.box[1], width - instance.box[0], instance.box[3]),
-            mask=np.ascontiguousarray(instance.mask[:, ::-1]),
-            class_id=instance.class_id,
-            id=instance.id,
+            mask=_mirrored(instance.mask),
         )
         for instance in sample.instances
     )
-    return Sample(
-        name=sample.name,
-        image=np.ascontiguousarray(sample.image[:, ::-1]),
-        instances=instances,
-        void=None if sample.void is None else np.ascontiguousarray(sample.void[:, ::-1]),
-        volume=sample.volume,
-        slice_index=sample.slice_index,
-    )
+    void = None if sample.void is None else _mirrored(sample.void)
+    return replace(sample, image=_mirrored(sample.image), instances=instances, void=void)
+
+
+def _mirrored(pixels: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(pixels[:, ::-1])
 
 
 class Flipped(Sequence[Sample]):
@@ -46,14 +46,14 @@ class Flipped(Sequence[Sample]):
 class RandomlyFlipped(Sequence[Sample]):
     """Each sample as it is or mirrored, with equal chances, a function of (seed, epoch, index) alone.
 
-    Attributes that it lacks, such as ``names`` and ``classes``, are the data set's.
+    Attributes that it lacks, such as `names` and `classes`, are the data set's.
     """
 
     def __init__(self, dataset: Any, seed: int = 0) -> None:
         self.dataset, self.seed, self.epoch = dataset, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Draws anew from here on."""
+        """Draw anew from here on."""
         self.epoch = epoch
 
     def __len__(self) -> int:

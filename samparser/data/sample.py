@@ -24,6 +24,14 @@ class Skipped(NamedTuple):
     why: str
 
 
+def tight_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
+    """Return the smallest box (x0, y0, x1, y1), half-open, around a bool mask (H, W), or None if it is empty."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if len(rows) == 0:
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
 @dataclass(frozen=True, eq=False)
 class Instance:
     """One object. Its mask is kept cropped to its tight box, so that an image with many objects stays small.
@@ -32,7 +40,7 @@ class Instance:
         box: (x0, y0, x1, y1) in pixels of the original frame (the image after EXIF rotation), half-open: the mask
             covers columns x0 .. x1 - 1 and rows y0 .. y1 - 1, and touches each side.
         mask: bool (y1 - y0, x1 - x0).
-        class_id: Key into the data set's ``classes``.
+        class_id: Key into the data set's `classes`.
         id: As the source names it; unique within the image.
     """
 
@@ -51,25 +59,17 @@ class Instance:
 
     @classmethod
     def from_mask(cls, mask: np.ndarray, class_id: int, id: str, offset: tuple[int, int] = (0, 0)) -> Instance | None:
-        """The instance of a bool mask (H, W) whose top left pixel is ``offset`` = (x, y), or None if it is empty."""
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if len(rows) == 0:
+        """Return the instance of a bool mask (H, W) whose top left pixel is `offset` = (x, y); None if it is empty."""
+        box = tight_box(mask)
+        if box is None:
             return None
-        top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-        x, y = offset
+        (left, top, right, bottom), (x, y) = box, offset
         # A copy: a view would keep the whole image's mask alive.
         return cls((left + x, top + y, right + x, bottom + y), mask[top:bottom, left:right].copy(), class_id, id)
 
-    def full_mask(self, height: int, width: int) -> np.ndarray:
-        """The mask on the whole image: bool (height, width)."""
-        x0, y0, x1, y1 = self.box
-        full = np.zeros((height, width), dtype=bool)
-        full[y0:y1, x0:x1] = self.mask
-        return full
-
     @property
     def area(self) -> int:
-        """Number of pixels of the mask."""
+        """The number of pixels of the mask."""
         return int(np.count_nonzero(self.mask))
 
 

@@ -18,7 +18,7 @@ _SLICE = re.compile(r"#\d{4}$")
 
 
 def volume_of(name: str) -> str:
-    """The volume that a slice belongs to, by the slice's name; an image is its own.
+    """Return the volume that a slice belongs to, by the slice's name; an image is its own.
 
     >>> volume_of("images/case_1#0012"), volume_of("images/a.png")
     ('images/case_1', 'images/a.png')
@@ -27,9 +27,9 @@ def volume_of(name: str) -> str:
 
 
 def drawn(names: Sequence[str], val_ratio: float, settings: DataSettings) -> dict[str, list[int]]:
-    """A random division: "train", "val" and "test" -> indices. With no part for test, test is val.
+    """Divide at random: "train", "val" and "test" -> indices. With no part for test, test is val.
 
-    Parts that are asked for are not empty. With ``split_volumes`` whole volumes are divided.
+    Parts that are asked for are not empty. With `split_volumes` whole volumes are divided.
     """
     units = _by_unit(names) if settings.split_volumes else {name: [index] for index, name in enumerate(names)}
     order = list(units)
@@ -42,7 +42,9 @@ def drawn(names: Sequence[str], val_ratio: float, settings: DataSettings) -> dic
 
 
 def listed(root: Path, settings: DataSettings, reader: Reader, split: str) -> list[int]:
-    """Indices of the samples that the split file gives to ``split``, in its order; a volume's name gives all of it.
+    """Return the indices of the samples that the split file gives to `split`, in its order.
+
+    A volume's name gives all of its slices.
 
     Raises:
         DataError: The file cannot be read, lacks the split, lists a name in two parts, or names that match nothing.
@@ -83,12 +85,12 @@ def _by_unit(names: Sequence[str]) -> dict[str, list[int]]:
 
 
 def _keys(name: str) -> set[str]:
-    """What an image or volume may be called: its path, its file name, its file name without suffix."""
+    """Return what an image or volume may be called: its path, its file name, its file name without suffix."""
     return {name, PurePosixPath(name).name, PurePosixPath(name).stem}
 
 
 def _by_any_name(names: Sequence[str]) -> dict[str, list[int]]:
-    """Indices by every name that means one image or one volume only."""
+    """Return indices by every name that means one image or one volume only."""
     owners = defaultdict(set)
     units = _by_unit(names)
     for unit in units:
@@ -99,7 +101,7 @@ def _by_any_name(names: Sequence[str]) -> dict[str, list[int]]:
 
 
 def read_split_file(base: Path, split_file: str) -> dict[str, list[str]]:
-    """The names listed for each split."""
+    """Return the names listed for each split."""
     try:
         if split_file.endswith(".json"):
             lists = json.loads((base / split_file).read_text("utf-8"))

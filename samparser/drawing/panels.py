@@ -115,13 +115,16 @@ def _view(row: Panel) -> tuple[slice, slice]:
 
     The whole image, where that would cut off little.
     """
+    from samparser.data.sample import tight_box
+
     covered = np.zeros(row.image.shape[:2], dtype=bool)
     for masks in (row.truth, *row.predictions.values()):
         covered |= masks.any(axis=0)
     whole = (slice(None), slice(None))
-    if not covered.any():
+    box = tight_box(covered)
+    if box is None:
         return whole
-    rows, columns = _range(np.asarray(covered.any(axis=1))), _range(np.asarray(covered.any(axis=0)))
+    rows, columns = _range(box[1], box[3], row.image.shape[0]), _range(box[0], box[2], row.image.shape[1])
     # A narrow strip would take a page to draw: its short side is widened.
     height, width = rows.stop - rows.start, columns.stop - columns.start
     all_rows, all_columns = row.image.shape[:2]
@@ -136,10 +139,9 @@ def _widened(part: slice, least: int, length: int) -> slice:
     return slice(start, start + part.stop - part.start + missing)
 
 
-def _range(covered: np.ndarray) -> slice:
-    first, last = int(np.flatnonzero(covered)[0]), int(np.flatnonzero(covered)[-1]) + 1
+def _range(first: int, last: int, length: int) -> slice:
     margin = max(8, (last - first) // 10, (64 - (last - first)) // 2)
-    return slice(max(0, first - margin), min(len(covered), last + margin))
+    return slice(max(0, first - margin), min(length, last + margin))
 
 
 def _draw(axis: Any, picture: np.ndarray, title: str) -> None:

@@ -98,8 +98,7 @@ def write_coco(path: str | Path, images: Iterable[SegmentedImage], classes: Mapp
 
 
 def _coco_box(mask: np.ndarray) -> list[int]:
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    if not len(rows):
-        return [0, 0, 0, 0]
-    x, y = int(columns[0]), int(rows[0])
-    return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
+    from samparser.data.sample import tight_box
+
+    x0, y0, x1, y1 = tight_box(mask) or (0, 0, 0, 0)
+    return [x0, y0, x1 - x0, y1 - y0]

@@ -23,6 +23,14 @@ def rectangle(x0: int, y0: int, x1: int, y1: int, height: int = 24, width: int =
     return mask
 
 
+def full_mask(instance, height: int, width: int) -> np.ndarray:
+    """The mask of an instance on the whole image."""
+    full = np.zeros((height, width), dtype=bool)
+    x0, y0, x1, y1 = instance.box
+    full[y0:y1, x0:x1] = instance.mask
+    return full
+
+
 def polygon(x0: float, y0: float, x1: float, y1: float) -> list[list[float]]:
     return [[x0, y0, x1, y0, x1, y1, x0, y1]]
 

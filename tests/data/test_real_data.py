@@ -10,6 +10,7 @@ from pycocotools import mask as coco_mask
 
 from samparser.data import DataSettings, detect_layout, open_dataset
 from samparser.data_check import check_dataset
+from tests.data.files import full_mask
 
 NUCLEI = Path(__file__).parents[2] / "examples/assets/nuclei"
 
@@ -67,7 +68,7 @@ def test_masks_of_real_files_are_those_of_pycocotools(real_data, folder, split, 
         assert len(masks) == len(sample.instances)
         assert masks
         for mask, instance in zip(masks, sample.instances, strict=True):
-            assert np.array_equal(instance.full_mask(*sample.size), mask)
+            assert np.array_equal(full_mask(instance, *sample.size), mask)
 
 
 def test_the_real_nwpu_is_divided_seventy_to_thirty(real_data):
@@ -86,7 +87,7 @@ def test_the_voc_layout_is_read_with_void_and_classes(real_data):
         assert [i.id for i in sample.instances] == [str(v) for v in np.unique(objects) if v not in (0, 255)]
         assert np.array_equal(sample.void, objects == 255)
         for instance in sample.instances:
-            mask = instance.full_mask(*sample.size)
+            mask = full_mask(instance, *sample.size)
             assert np.array_equal(mask, objects == int(instance.id))
             assert (classes[mask] == instance.class_id).mean() > 0.5
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from samparser.data import Instance, Sample
+from tests.data.files import full_mask
 
 
 def test_an_instance_gives_back_the_mask_that_it_was_cropped_from():
@@ -11,7 +12,7 @@ def test_an_instance_gives_back_the_mask_that_it_was_cropped_from():
     assert instance.box == (4, 3, 9, 7)
     assert instance.mask.shape == (4, 5)
     assert instance.area == 2
-    assert np.array_equal(instance.full_mask(9, 12), mask)
+    assert np.array_equal(full_mask(instance, 9, 12), mask)
     assert instance.mask.base is None  # a view would keep the whole mask in memory
 
 
@@ -37,7 +38,7 @@ def test_boxes_and_masks_of_a_sample_follow_the_order_of_its_instances():
     assert sample.boxes.tolist() == [[1, 2, 4, 5], [0, 0, 2, 1]]
     assert sample.masks.shape == (2, 6, 8)
     assert [mask.sum() for mask in sample.masks] == [9, 2]
-    assert np.array_equal(sample.masks[0], first.full_mask(6, 8))
+    assert np.array_equal(sample.masks[0], full_mask(first, 6, 8))
 
 
 def test_a_sample_without_instances_has_empty_arrays_of_the_right_shape():

@@ -59,9 +59,9 @@ def test_ct_volumes_are_scored_by_the_dice_of_whole_organs(tiny_sam_folder, tiny
     stacks = defaultdict(lambda: ([], []))
     for sample in dataset:
         masks = predict(model, tiny_processor, sample.image, boxes=sample.boxes)
-        for instance, mask in zip(sample.instances, masks, strict=True):
+        for instance, truth, mask in zip(sample.instances, sample.masks, masks, strict=True):
             truths, predicted = stacks[sample.volume, instance.class_id]
-            truths.append(instance.full_mask(*sample.size))
+            truths.append(truth)
             predicted.append(mask)
     dice = {}
     for (volume, _), (truths, predicted) in stacks.items():

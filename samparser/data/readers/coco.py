@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..sample import DataError, Instance, Sample, Skipped
-from .coco_index import CocoFile, index_coco
+from .coco_index import CocoFile, CocoImage, index_coco
 from .images import read_image
 from .reader import class_ids
 from .segmentations import BadMask, annotation_mask
@@ -36,7 +36,7 @@ class CocoReader:
         self.skipped: list[Skipped] = []
         self._folder = _image_folder(file, folders)
         self._images, self._numbers = self._pair(class_ids(self.classes, keep))
-        self.names: list[str] = [_relative(self._folder / image["file_name"], root) for image in self._images]
+        self.names: list[str] = [_relative(self._folder / image.file_name, root) for image in self._images]
         repeated = [name for name, times in Counter(self.names).items() if times > 1]
         if repeated:
             raise DataError(
@@ -44,48 +44,42 @@ class CocoReader:
                 f"entries under one image id."
             )
 
-    def _pair(self, keep: frozenset[int] | None) -> tuple[list[dict], list[np.ndarray]]:
-        """The images with an annotation to show, and the numbers of each one's annotations."""
+    def _pair(self, keep: frozenset[int] | None) -> tuple[list[CocoImage], list[np.ndarray]]:
+        """Return the images with an annotation to show, and the numbers of each one's annotations."""
         file = self._file
-        _check_ids(file)
-        place = {image["id"]: n for n, image in enumerate(file.images)}
-        where = np.array([place[i] for i in file.image_id.tolist()], dtype=np.int64)
-        usable = (file.crowd == 0) & (file.segmented == 1)
+        usable = ~file.crowd & file.segmented
         for number in np.flatnonzero(~usable).tolist():
-            image = file.images[int(where[number])]
+            image = file.images[file.image[number]]
             why = "crowd region" if file.crowd[number] else "no segmentation, only a box"
-            self.skipped.append(Skipped(f"{image['file_name']}: annotation number {number}", why))
+            self.skipped.append(Skipped(f"{image.file_name}: annotation number {number}", why))
         if len(usable) and not file.segmented.any():
             raise DataError(f"{file.path} has boxes but no segmentations, so there is no mask to learn from.")
-        wanted = usable if keep is None else usable & np.isin(file.category_id, list(keep))
-        numbers = np.flatnonzero(wanted)
-        numbers = numbers[np.argsort(where[numbers], kind="stable")]
-        bounds = np.searchsorted(where[numbers], np.arange(len(file.images) + 1))
+        numbers = np.flatnonzero(usable if keep is None else usable & np.isin(file.category_id, list(keep)))
+        numbers = numbers[np.argsort(file.image[numbers], kind="stable")]
+        bounds = np.searchsorted(file.image[numbers], np.arange(len(file.images) + 1))
         present = _Listing()
         images, grouped = [], []
         for n, image in enumerate(file.images):
             mine = numbers[bounds[n] : bounds[n + 1]]
-            if not present.has(self._folder / image["file_name"]):
-                self.skipped.append(Skipped(image["file_name"], "image file missing"))
+            if not present.has(self._folder / image.file_name):
+                self.skipped.append(Skipped(image.file_name, "image file missing"))
             elif len(mine) == 0:
-                self.skipped.append(
-                    Skipped(image["file_name"], "no instance" + (" of the chosen classes" * bool(keep)))
-                )
+                why = "no instance of the chosen classes" if keep else "no instance"
+                self.skipped.append(Skipped(image.file_name, why))
             else:
                 images.append(image)
                 grouped.append(mine)
         return images, grouped
 
     def read(self, index: int) -> tuple[Sample, list[Skipped]]:
-        """Sample ``index`` with its annotations drawn; those that cannot be drawn or are empty are left out."""
+        """Return sample `index` with its annotations drawn; those that cannot be drawn or are empty are left out."""
         entry, name = self._images[index], self.names[index]
-        image = read_image(self._folder / entry["file_name"])
+        image = read_image(self._folder / entry.file_name)
         height, width = image.shape[:2]
         _check_size(entry, height, width, name, self._file.path)
         instances, skipped, seen = [], [], set()
-        for number, annotation in zip(
-            self._numbers[index].tolist(), self._file.annotations(self._numbers[index]), strict=True
-        ):
+        numbers = self._numbers[index]
+        for number, annotation in zip(numbers.tolist(), self._file.annotations(numbers), strict=True):
             id = str(annotation.get("id", f"number {number}"))
             if id in seen:
                 id = f"{id} (number {number})"
@@ -95,7 +89,7 @@ class CocoReader:
             except BadMask as error:
                 skipped.append(Skipped(f"{name}: annotation {id}", str(error)))
                 continue
-            instance = Instance.from_mask(mask, annotation["category_id"], id)
+            instance = Instance.from_mask(mask, int(self._file.category_id[number]), id)
             if instance is None:
                 skipped.append(Skipped(f"{name}: annotation {id}", _why_empty(annotation.get("bbox"), height, width)))
             else:
@@ -104,7 +98,7 @@ class CocoReader:
 
 
 class _Listing:
-    """Whether files exist, by listing each folder once: a call per file is slow on network disks."""
+    """Tell whether files exist, by listing each folder once: a call per file is slow on network disks."""
 
     def __init__(self) -> None:
         self._folders: dict[Path, set[str]] = {}
@@ -124,52 +118,29 @@ def _image_folder(file: CocoFile, folders: Sequence[Path]) -> Path:
         raise DataError(f"{file.path} lists no image.")
     present = _Listing()
     for folder in folders:
-        if any(present.has(folder / image["file_name"]) for image in file.images):
+        if any(present.has(folder / image.file_name) for image in file.images):
             return folder
     looked = "\n  ".join(str(folder) for folder in folders)
     raise DataError(
-        f"None of the {len(file.images)} images of {file.path} was found ({file.images[0]['file_name']} is the first). "
+        f"None of the {len(file.images)} images of {file.path} was found ({file.images[0].file_name} is the first). "
         f"Looked in\n  {looked}\nName the folder with the images setting."
     )
 
 
-def _check_ids(file: CocoFile) -> None:
-    listed = {image["id"] for image in file.images}
-    if len(listed) < len(file.images):
-        raise DataError(f"{file.path} gives one image id to several images; ids must be unique.")
-    for what, values, known in (
-        ("category_id", file.category_id, set(file.categories)),
-        ("image_id", file.image_id, listed),
-    ):
-        strange = sorted(set(np.unique(values).tolist()) - known)
-        if strange:
-            count = int(np.isin(values, strange).sum())
-            shown = ", ".join(str(i) for i in strange[:5]) + (", ..." if len(strange) > 5 else "")
-            known_ids = sorted(known)
-            have = ", ".join(str(i) for i in known_ids[:10]) + (", ..." if len(known_ids) > 10 else "")
-            table = "categories" if what == "category_id" else "images"
-            hint = ""
-            if what == "category_id" and 0 in strange and {i + 1 for i in strange} & known:
-                hint = " The annotations seem to count from 0 and the categories from 1."
-            raise DataError(
-                f"{count} annotations of {file.path} have {what} {shown}, but its {table} list has the ids "
-                f"{have}.{hint} Correct one of the two."
-            )
-
-
-def _check_size(entry: dict, height: int, width: int, name: str, path: Path) -> None:
-    said = (entry.get("height"), entry.get("width"))
+def _check_size(entry: CocoImage, height: int, width: int, name: str, path: Path) -> None:
+    said = (entry.height, entry.width)
     if None in said or said == (height, width):
         return
-    turned = said == (width, height)
+    if said == (width, height):
+        cause = (
+            "They seem to be drawn on the picture before its EXIF rotation: store the picture turned as the "
+            "annotations have it, without an EXIF orientation."
+        )
+    else:
+        cause = "Was the image resized after it was annotated?"
     raise DataError(
         f"{name} has {width} x {height} px, but {path.name} says {said[1]} x {said[0]}: its annotations would not lie "
-        + (
-            "on the objects. They seem to be drawn on the picture before its EXIF rotation: store the picture turned "
-            "as the annotations have it, without an EXIF orientation."
-            if turned
-            else "on the objects. Was the image resized after it was annotated?"
-        )
+        f"on the objects. {cause}"
     )
 
 

@@ -7,17 +7,45 @@ annotation is parsed once for its few small fields and forgotten, and only its p
 from __future__ import annotations
 
 import json
-from array import array
+import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+
+from samparser._words import count, shortened
 
 from ..sample import DataError
 
-_DECODER = json.JSONDecoder()
-_COLUMNS = ("image_id", "category_id", "crowd", "segmented", "area", "start", "end")
+# Exporters write ids as 7, 7.0, "7" and "007", and some as names.
+Id = int | float | str
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_STRING_OR_NOT_FINITE = re.compile(rb'("(?:[^"\\]|\\.)*")|(-?Infinity|NaN)', re.DOTALL)
+
+
+class CocoImage(msgspec.Struct):
+    """An entry of the list of images; `height` and `width` are None where the file does not say."""
+
+    id: Id
+    file_name: str
+    height: Any = None
+    width: Any = None
+
+
+class _Category(msgspec.Struct):
+    id: Id
+    name: Any
+
+
+class _Annotation(msgspec.Struct):
+    image_id: Id
+    category_id: Id
+    iscrowd: Any = 0
+    segmentation: msgspec.Raw = msgspec.Raw(b"null")
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,30 +54,28 @@ class CocoFile:
 
     Attributes:
         path: The file.
-        images: Each image's dict of the file.
-        categories: Category id -> name.
-        image_id: int64 (A,).
-        category_id: int64 (A,).
-        crowd: int64 (A,): 1 where iscrowd is set.
-        segmented: int64 (A,): 1 where the annotation has a segmentation.
-        area: float64 (A,), the annotation's own area field, NaN where it has none.
+        images: Its list of images.
+        categories: Category id -> name; ids that are not whole numbers are replaced by a count from 1.
+        image: int64 (A,), each annotation's place in `images`.
+        category_id: int64 (A,), its key in `categories`.
+        crowd: bool (A,), where iscrowd is set.
+        segmented: bool (A,), where the annotation has a segmentation.
         start: int64 (A,), its first byte in the file.
         end: int64 (A,), the byte after its last.
     """
 
     path: Path
-    images: list[dict[str, Any]]
+    images: list[CocoImage]
     categories: dict[int, str]
-    image_id: np.ndarray
+    image: np.ndarray
     category_id: np.ndarray
     crowd: np.ndarray
     segmented: np.ndarray
-    area: np.ndarray
     start: np.ndarray
     end: np.ndarray
 
     def annotations(self, numbers: np.ndarray) -> list[dict[str, Any]]:
-        """The annotations of these numbers, read from the file again."""
+        """Return the annotations of these numbers, read from the file again."""
         found = []
         with open(self.path, "rb") as file:
             for start, end in zip(self.start[numbers].tolist(), self.end[numbers].tolist(), strict=True):
@@ -59,107 +85,141 @@ class CocoFile:
 
 
 def index_coco(path: Path) -> CocoFile:
-    """Reads a COCO JSON file once and keeps what finding an image's annotations takes.
+    """Read a COCO JSON file once and keep what finding an image's annotations takes.
 
     Raises:
-        DataError: The file is missing, is not JSON, or is JSON of another kind.
+        DataError: The file is missing, is not JSON, or is JSON of another kind; or its annotations name images or
+            categories that it does not list.
     """
     try:
-        # Latin-1 gives one character a byte, so that a place in the text is a place in the file.
-        with open(path, encoding="latin-1", newline="") as file:
-            text = file.read()
+        text = _standard_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"The annotation file {path} cannot be read: {error.strerror}.") from error
+    tables = _tables(text, path)
     try:
-        top, columns = _scan(text, path)
-    except (json.JSONDecodeError, UnicodeDecodeError, IndexError) as error:
-        raise DataError(f"{path} is not a JSON file, or only the beginning of one.") from error
-    images, categories = _checked_tables(top, path)
-    return CocoFile(path, images, categories, *(np.array(column) for column in columns))
-
-
-def _scan(text: str, path: Path) -> tuple[dict[str, Any], list[array]]:
-    """The values at the top of the file, and the columns of `CocoFile` for its annotations."""
-    top: dict[str, Any] = {}
-    columns: list[array] = [array("d" if name == "area" else "q") for name in _COLUMNS]
-    at = _skip_space(text, 3 if text.startswith("\xef\xbb\xbf") else 0)
-    if text[at] == "[":
-        return {"a list at the top": None}, columns
-    at = _skip_space(text, _expect(text, at, "{"))
-    while text[at] != "}":
-        key, at = _DECODER.raw_decode(text, at)
-        at = _skip_space(text, _expect(text, _skip_space(text, at), ":"))
-        if key == "annotations" and text[at] == "[":
-            top[key] = []
-            at = _scan_annotations(text, at + 1, columns, path)
-        else:
-            end = _DECODER.raw_decode(text, at)[1]
-            # Names may hold any character: this part is decoded as what it is.
-            top[key] = json.loads(text[at:end].encode("latin-1"))
-            at = end
-        at = _after_item(text, at, "}")
-    return top, columns
-
-
-def _scan_annotations(text: str, at: int, columns: list[array], path: Path) -> int:
-    """Fills the columns from the array that opens before ``at``; the place after its closing bracket."""
-    at = _skip_space(text, at)
-    while text[at] != "]":
-        item, end = _DECODER.raw_decode(text, at)
-        for column, value in zip(columns, (*_small_fields(item, len(columns[0]), path), at, end), strict=True):
-            column.append(value)
-        at = _after_item(text, end, "]")
-    return at + 1
-
-
-def _small_fields(item: Any, number: int, path: Path) -> tuple[int, int, int, int, float]:
-    try:
-        area = item.get("area")
-        return (
-            int(item["image_id"]),
-            int(item["category_id"]),
-            int(bool(item.get("iscrowd", 0))),
-            int(bool(item.get("segmentation"))),
-            float("nan") if area is None else float(area),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        images = msgspec.json.decode(tables["images"], type=list[CocoImage])
+        categories = msgspec.json.decode(tables["categories"], type=list[_Category])
+    except msgspec.ValidationError as error:
         raise DataError(
-            f"Annotation number {number} of {path} is not COCO's: it needs whole numbers image_id and category_id "
-            f"({type(error).__name__}: {error})."
+            f"{path} is not COCO's: each category needs id and name, each image id and file_name ({error})."
         ) from error
+    image_ids = _Ids(path, "image_id", "images", (image.id for image in images))
+    category_ids = _Ids(path, "category_id", "categories", (category.id for category in categories))
+    if image_ids.repeated:
+        raise DataError(f"{path} gives one image id to several images; ids must be unique.")
+    annotations = msgspec.json.decode(tables["annotations"], type=list[msgspec.Raw])
+    decoder, first = msgspec.json.Decoder(_Annotation), _address(text)
+    columns = np.zeros((6, len(annotations)), dtype=np.int64)
+    for number, raw in enumerate(annotations):
+        try:
+            fields = decoder.decode(raw)
+        except msgspec.ValidationError as error:
+            raise DataError(
+                f"Annotation number {number} of {path} is not COCO's: it needs image_id and category_id ({error})."
+            ) from error
+        start = _address(raw) - first
+        columns[:, number] = (
+            image_ids.place(fields.image_id),
+            category_ids.place(fields.category_id),
+            bool(fields.iscrowd),
+            # Long ones are not decoded to see that they are not empty.
+            len(memoryview(fields.segmentation)) > 16 or bool(msgspec.json.decode(fields.segmentation)),
+            start,
+            start + len(memoryview(raw)),
+        )
+    category_ids.refuse_unknown()
+    image_ids.refuse_unknown()
+    class_ids = category_ids.as_class_ids()
+    names = {class_id: str(category.name) for class_id, category in zip(class_ids.tolist(), categories, strict=True)}
+    image, category, crowd, segmented, starts, ends = columns
+    return CocoFile(path, images, names, image, class_ids[category], crowd == 1, segmented == 1, starts, ends)
 
 
-def _checked_tables(top: dict[str, Any], path: Path) -> tuple[list[dict[str, Any]], dict[int, str]]:
-    missing = [key for key in ("images", "annotations", "categories") if not isinstance(top.get(key), list)]
+class _Ids:
+    """Where the entries of a table stand, by their ids, which are only keys: 7, 7.0 and "007" mean the same entry.
+
+    Unless the table has several of them: then they are told apart as they are written.
+    """
+
+    def __init__(self, path: Path, field: str, table: str, ids: Iterable[Id]) -> None:
+        self._path, self._field, self._table = path, field, table
+        self._listed = list(ids)
+        self._place = {id: place for place, id in enumerate(self._listed)}
+        self._numbers = [_as_number(id) for id in self._listed]
+        times = Counter(self._numbers)
+        self._by_number = {number: n for n, number in enumerate(self._numbers) if times[number] == 1}
+        self._unknown: Counter[Id] = Counter()
+        self.repeated = len(self._place) < len(self._listed)
+
+    def place(self, id: Id) -> int:
+        """Return the place of an entry; -1, remembered for `refuse_unknown`, where there is none."""
+        place = self._place.get(id)
+        if place is None:
+            number = _as_number(id)
+            place = -1 if number is None else self._by_number.get(number, -1)
+            if place < 0:
+                self._unknown[id] += 1
+        return place
+
+    def as_class_ids(self) -> np.ndarray:
+        """Return the ids as int64 (N,), or a count from 1 where one is not such a number."""
+        apart = len(set(self._numbers)) == len(self._place)
+        if apart and all(number is not None and abs(number) < 2**63 for number in self._numbers):
+            return np.array(self._numbers, dtype=np.int64)
+        return np.arange(1, len(self._listed) + 1)
+
+    def refuse_unknown(self) -> None:
+        """Raise DataError if a place was asked for an id that the table does not list."""
+        if not self._unknown:
+            return
+        number = self._unknown.total()
+        counts_from_0 = self._field == "category_id" and 0 in self._unknown and 1 in self._place
+        hint = " The annotations seem to count from 0 and the categories from 1." if counts_from_0 else ""
+        raise DataError(
+            f"{count(number, 'annotation')} of {self._path} {'has' if number == 1 else 'have'} {self._field} "
+            f"{shortened(self._unknown)}, but its {self._table} list has the ids {shortened(self._listed, 10)}.{hint} "
+            f"Correct one of the two."
+        )
+
+
+def _as_number(id: Id) -> int | None:
+    try:
+        return int(id) if int(id) == float(id) else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _standard_json(text: bytes) -> bytes:
+    """Return the text, of the same length, without a byte order mark and with NaN and Infinity in quotes.
+
+    Both are not JSON, but Python writes them. Every other text that is not JSON stays so.
+    """
+    if text.startswith(_BYTE_ORDER_MARK):
+        text = b" " * len(_BYTE_ORDER_MARK) + text[len(_BYTE_ORDER_MARK) :]
+    try:
+        msgspec.json.decode(text, type=msgspec.Raw)
+    except msgspec.DecodeError:
+        return _STRING_OR_NOT_FINITE.sub(lambda found: found[1] or b'"%b"' % found[2][2:], text)
+    return text
+
+
+def _tables(text: bytes, path: Path) -> dict[str, msgspec.Raw]:
+    """Return the lists at the top of a COCO file, not yet decoded; each refers to its place in `text`."""
+    try:
+        tables = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+    except msgspec.ValidationError:
+        tables = {"a list at the top": msgspec.Raw(b"null")}
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not a JSON file, or only the beginning of one ({error}).") from error
+    wanted = ("images", "annotations", "categories")
+    missing = [key for key in wanted if memoryview(tables.get(key, b""))[:1] != b"["]
     if missing:
         raise DataError(
             f"{path} is JSON but not a COCO annotation file: it has no list {' and no list '.join(missing)}; found "
-            f"{', '.join(sorted(top)[:8]) or 'nothing'}. COCO files have images, annotations and categories."
+            f"{', '.join(sorted(tables)[:8]) or 'nothing'}. COCO files have images, annotations and categories."
         )
-    try:
-        categories = {int(category["id"]): str(category["name"]) for category in top["categories"]}
-        images = [image | {"id": int(image["id"]), "file_name": str(image["file_name"])} for image in top["images"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path} is not COCO's: each category needs id and name, each image id and file_name "
-            f"({type(error).__name__}: {error})."
-        ) from error
-    return images, categories
+    return tables
 
 
-def _skip_space(text: str, at: int) -> int:
-    while text[at] in " \t\r\n":
-        at += 1
-    return at
-
-
-def _expect(text: str, at: int, sign: str) -> int:
-    if text[at] != sign:
-        raise json.JSONDecodeError(f"Expecting {sign!r}", text[at : at + 20], 0)
-    return at + 1
-
-
-def _after_item(text: str, at: int, closing: str) -> int:
-    """The place of the next item after a comma, or of the closing bracket."""
-    at = _skip_space(text, at)
-    return at if text[at] == closing else _skip_space(text, _expect(text, at, ","))
+def _address(buffer: Any) -> int:
+    return int(np.frombuffer(buffer, dtype=np.uint8).__array_interface__["data"][0])

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..sample import DataError
 from ..settings import DataSettings
 from .coco import CocoReader
+from .reader import Layout
 
 # instances_train2017, SSDD_instances_val, NWPU_instances_train, train, valid
 _NAME = re.compile(r"(?:.*instances_)?(train|val|valid|test)((?:20\d\d)?)", re.IGNORECASE)
@@ -16,7 +17,7 @@ _FOLDERS = ("imgs", "images", "JPEGImages", "positive image set", "")
 
 
 def find_files(root: Path) -> dict[str, Path]:
-    """The COCO files of the splits below a data set's root: "train", "val" or "test" -> path."""
+    """Return the COCO files of the splits below a data set's root: "train", "val" or "test" -> path."""
     found: dict[str, Path] = {}
     candidates = [p for folder in ("annotations", "Annotations", ".") for p in sorted((root / folder).glob("*.json"))]
     candidates += sorted(root.glob("*/_annotations.coco.json"))
@@ -35,7 +36,7 @@ def find_files(root: Path) -> dict[str, Path]:
 
 
 def find_pool(root: Path) -> Path | None:
-    """The one COCO file of a data set that comes without a division, if there is one."""
+    """Return the one COCO file of a data set that comes without a division, if there is one."""
     if root.is_file():
         return root
     paths = [p for folder in ("", "annotations", "Annotations") for p in sorted((root / folder).glob("*.json"))]
@@ -47,7 +48,7 @@ def find_pool(root: Path) -> Path | None:
 
 
 def _mentions_coco(path: Path) -> bool:
-    """Whether a JSON file of any name has COCO's keys; without parsing it, as it may be large."""
+    """Tell whether a JSON file of any name has COCO's keys; without parsing it, as it may be large."""
     if path.stat().st_size == 0:
         return False
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
@@ -55,7 +56,7 @@ def _mentions_coco(path: Path) -> bool:
 
 
 def splits(root: Path, settings: DataSettings) -> tuple[str, ...]:
-    """The splits that the data set has of its own; empty if it is one pool."""
+    """Return the splits that the data set has of its own; empty if it is one pool."""
     if settings.annotations:
         if "{split}" not in settings.annotations:
             return ()
@@ -64,7 +65,7 @@ def splits(root: Path, settings: DataSettings) -> tuple[str, ...]:
 
 
 def open_reader(root: Path, settings: DataSettings, split: str | None) -> CocoReader:
-    """The reader of one split, or of the pool for None."""
+    """Return the reader of one split, or of the pool for None."""
     base = root.parent if root.is_file() else root
     path: Path | None
     if settings.annotations:
@@ -91,3 +92,24 @@ def _image_folders(root: Path, path: Path, split: str | None, settings: DataSett
     folders += [root / word / "images" for word in words]
     folders += [root / name for name in _FOLDERS] + [path.parent]
     return list(dict.fromkeys(folders))
+
+
+def _is_coco(path: Path) -> bool:
+    if path.is_file():
+        return path.suffix.lower() == ".json"
+    return bool(find_files(path)) or find_pool(path) is not None
+
+
+COCO = Layout(
+    "COCO: annotations/instances_{train,val}2017.json (or {train,val,test}) and a folder of images for each",
+    _is_coco,
+    splits,
+    open_reader,
+)
+NWPU = Layout(
+    "NWPU VHR-10: 'positive image set/' and annotations.json",
+    lambda path: (path / "positive image set").is_dir(),
+    splits,
+    open_reader,
+    held_out=0.3,
+)

@@ -10,6 +10,7 @@ from ..sample import DataError, Sample, Skipped
 from ..settings import DataSettings
 from .images import IMAGE_SUFFIXES, read_image
 from .labels import LabelRules, parse_class_names
+from .reader import Layout
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "gt", "annotations")
@@ -64,7 +65,7 @@ class FolderReader:
         return pairs
 
     def read(self, index: int) -> tuple[Sample, list[Skipped]]:
-        """Sample ``index``; DataError when image and mask differ in size or the mask's values mean nothing."""
+        """Return sample `index`; DataError when image and mask differ in size or the mask's values mean nothing."""
         image_path, mask_path = self._pairs[index]
         image = read_image(image_path)
         instances, void, size = self._rules.split(mask_path)
@@ -78,7 +79,7 @@ class FolderReader:
 
 
 def _by_stem(folder: Path) -> dict[str, list[Path]]:
-    """The image files of a folder and those below it: path without suffix -> files."""
+    """Return the image files of a folder and those below it: path without suffix -> files."""
     found = defaultdict(list)
     for path in sorted(folder.rglob("*")):
         if _is_image(path):
@@ -91,7 +92,7 @@ def _example(files: dict[str, list[Path]]) -> str:
 
 
 def _existing(parents: Sequence[Path], names: Sequence[str]) -> list[Path]:
-    """The folders of these names that hold image files, at any depth."""
+    """Return the folders of these names that hold image files, at any depth."""
     folders = [parent / name for parent in parents for name in names]
     return [folder for folder in folders if any(_is_image(path) for path in folder.rglob("*"))]
 
@@ -101,7 +102,7 @@ def _is_image(path: Path) -> bool:
 
 
 def find_folders(root: Path, settings: DataSettings, split: str | None) -> tuple[Path, Path] | None:
-    """The folders of images and masks of a split, or of the pool for None; None if there are none."""
+    """Return the folders of images and masks of a split, or of the pool for None; None if there are none."""
     if settings.images and settings.masks:
         if (split is not None) != ("{split}" in settings.images):
             return None
@@ -118,12 +119,12 @@ def find_folders(root: Path, settings: DataSettings, split: str | None) -> tuple
 
 
 def splits(root: Path, settings: DataSettings) -> tuple[str, ...]:
-    """The splits that have folders of their own; empty if the data set is one pool."""
+    """Return the splits that have folders of their own; empty if the data set is one pool."""
     return tuple(split for split in _SPLIT_FOLDERS if find_folders(root, settings, split))
 
 
 def open_reader(root: Path, settings: DataSettings, split: str | None) -> FolderReader:
-    """The reader of one split, or of the pool for None."""
+    """Return the reader of one split, or of the pool for None."""
     folders = find_folders(root, settings, split)
     if folders is None:
         if bool(settings.images) != bool(settings.masks):
@@ -140,17 +141,31 @@ def open_reader(root: Path, settings: DataSettings, split: str | None) -> Folder
 
 
 def is_whu(root: Path) -> bool:
-    """Whether the folder has WHU's names: {train,val,test}/{image,label}."""
+    """Tell whether the folder has WHU's names: {train,val,test}/{image,label}."""
     return any(
         (root / split / "image").is_dir() and (root / split / "label").is_dir() for split in ("train", "val", "test")
     )
 
 
 def open_whu(root: Path, settings: DataSettings, split: str | None) -> FolderReader:
-    """The reader of one split of the WHU building set: each connected component is a building."""
+    """Return the reader of one split of the WHU building set: each connected component is a building."""
     folders = find_folders(root, settings, split)
     if folders is None:
         raise DataError(f"{root} has no {split}/image and {split}/label.")
     # Some label tiles are stored with one bit, others with 0 and 255.
     rules = LabelRules(settings.instances, {1: "building"}, threshold=settings.mask_threshold or 1)
     return FolderReader(*folders, root, rules)
+
+
+def _is_folders(path: Path) -> bool:
+    anywhere = DataSettings(data="")
+    return splits(path, anywhere) != () or find_folders(path, anywhere, None) is not None
+
+
+FOLDERS = Layout(
+    "a folder of images beside one of masks: images/ and masks/, each with or inside train/ and val/",
+    _is_folders,
+    splits,
+    open_reader,
+)
+WHU = Layout("WHU building: {train,val,test}/{image,label}/*.tif", is_whu, splits, open_whu)

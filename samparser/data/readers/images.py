@@ -15,7 +15,7 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".
 
 
 def open_pixels(path: Path) -> Image.Image:
-    """The decoded picture of a file, turned as its EXIF orientation says.
+    """Return the decoded picture of a file, turned as its EXIF orientation says.
 
     Raises:
         DataError: There is no such file, it does not open, it is damaged, or it holds several pages.
@@ -40,7 +40,7 @@ def open_pixels(path: Path) -> Image.Image:
 
 
 def image_size(path: Path | str) -> tuple[int, int]:
-    """(height, width) of an image file after its EXIF rotation, from the head of the file alone.
+    """Return (height, width) of an image file after its EXIF rotation, from the head of the file alone.
 
     Raises:
         DataError: The file cannot be recognised as an image; the message names it.
@@ -55,7 +55,7 @@ def image_size(path: Path | str) -> tuple[int, int]:
 
 
 def read_image(path: Path | str) -> np.ndarray:
-    """An image file as uint8 RGB (H, W, 3), turned as its EXIF orientation says.
+    """Return an image file as uint8 RGB (H, W, 3), turned as its EXIF orientation says.
 
     Grey and palette images become RGB, alpha is dropped. Images of more than 8 bits have no natural range, so each is
     stretched by itself: its 0.1 and 99.9 percentiles become 0 and 255.

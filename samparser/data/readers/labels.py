@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 from scipy import ndimage
 
+from samparser._words import shortened
+
 from ..sample import DataError, Instance
 from .images import open_pixels
 
@@ -19,7 +21,7 @@ _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=int)
 
 
 def read_values(path: Path) -> np.ndarray:
-    """The values of a mask file: int64 (H, W), palette images as indices; colours as uint8 (H, W, 3).
+    """Return the values of a mask file: int64 (H, W), palette images as indices; colours as uint8 (H, W, 3).
 
     A colour image whose three channels are equal everywhere counts as grey; alpha is dropped.
     """
@@ -66,11 +68,11 @@ class LabelRules:
     threshold: int | None = None
 
     def table(self) -> dict[int, str]:
-        """Class id -> name."""
+        """Return class id -> name."""
         return {1: "object"} if self.classes is None else dict(self.classes)
 
     def split(self, path: Path) -> tuple[list[Instance], np.ndarray | None, tuple[int, int]]:
-        """The instances of a mask file, where it is void, and its (height, width)."""
+        """Return the instances of a mask file, where it is void, and its (height, width)."""
         values = read_values(path)
         void = None
         if self.threshold is not None:
@@ -97,7 +99,7 @@ class LabelRules:
         strange = [value for value in found if value not in self.classes]
         if strange:
             raise DataError(
-                f"{path} has the values {_shown(strange)}, which name no class: "
+                f"{path} has the values {shortened(strange, 8)}, which name no class: "
                 f"{', '.join(f'{value}={name}' for value, name in self.classes.items())}. Add them to class_names, or "
                 f"set void_value if they mean unknown."
             )
@@ -111,7 +113,7 @@ class LabelRules:
         known = {0: 0} | {(r << 16) + (g << 8) + b: class_id for (r, g, b), class_id in (self.colours or {}).items()}
         strange = [code for code in np.unique(codes).tolist() if code not in known]
         if strange:
-            seen = ", ".join(f"#{code:06x}" for code in strange[:5]) + (", ..." if len(strange) > 5 else "")
+            seen = shortened(f"#{code:06x}" for code in strange)
             raise DataError(
                 f"{path} is a colour picture with colours that name no class: {seen}. Say what they mean, for instance "
                 f"class_names '#{strange[0]:06x}=building'; or, if each colour is one instance, set instances to ids. "
@@ -123,7 +125,7 @@ class LabelRules:
 
 
 def parse_class_names(entries: Sequence[str] | None) -> tuple[dict[int, str] | None, dict | None]:
-    """The class_names setting as (classes, colours): "3=road" names a value, "#ff0000=road" a colour.
+    """Return the class_names setting as (classes, colours): "3=road" names a value, "#ff0000=road" a colour.
 
     Raises:
         ValueError: An entry has another form, or names the background.
@@ -152,7 +154,7 @@ def parse_class_names(entries: Sequence[str] | None) -> tuple[dict[int, str] | N
 
 
 def separate(labels: np.ndarray, by_component: bool, one_class: bool = False) -> list[Instance]:
-    """The instances in an array of labels (H, W), 0 being the background.
+    """Return the instances in an array of labels (H, W), 0 being the background.
 
     Args:
         labels: Class ids, or instance ids.
@@ -170,8 +172,7 @@ def separate(labels: np.ndarray, by_component: bool, one_class: bool = False) ->
         left, top = place[1].start, place[0].start
         class_id = 1 if one_class else value
         if not by_component:
-            found = Instance.from_mask(region, class_id, str(value), offset=(left, top))
-            instances.append(found)
+            instances.append(Instance.from_mask(region, class_id, str(value), offset=(left, top)))
             continue
         parts, _ = ndimage.label(region, _EIGHT_NEIGHBOURS)
         for part, inner in enumerate(ndimage.find_objects(parts), start=1):
@@ -180,12 +181,8 @@ def separate(labels: np.ndarray, by_component: bool, one_class: bool = False) ->
     return [instance for instance in instances if instance is not None]
 
 
-def _shown(values: list[int]) -> str:
-    return ", ".join(str(value) for value in values[:8]) + (", ..." if len(values) > 8 else "")
-
-
 def _ambiguous(path: Path, found: list[int]) -> str:
-    start = f"{path} has the values {_shown(found)} besides 0"
+    start = f"{path} has the values {shortened(found, 8)} besides 0"
     if len(found) > 3 and (path.suffix.lower() in (".jpg", ".jpeg") or (max(found) == 255 and len(found) > 40)):
         return (
             f"{start}: it looks like a mask of 0 and 255 that lost its sharp edges, as JPEG and resizing do. Set "

@@ -17,7 +17,7 @@ from samparser._extras import require
 from ..sample import DataError, Sample, Skipped
 from ..settings import DataSettings
 from .labels import parse_class_names, separate
-from .reader import class_ids
+from .reader import Layout, class_ids
 
 FLARE22 = (
     "liver", "right kidney", "spleen", "pancreas", "aorta", "inferior vena cava", "right adrenal gland",
@@ -86,7 +86,7 @@ class NiftiReader:
                     self.skipped.append(Skipped(name, f"slice without an organ of {min_area} px"))
 
     def read(self, index: int) -> tuple[Sample, list[Skipped]]:
-        """Slice ``index`` as a sample that knows its volume and place in it."""
+        """Return slice `index` as a sample that knows its volume and place in it."""
         image, label, volume, number = self._slices[index]
         hounsfield = _axial(image, number).astype(np.float32)
         if not np.isfinite(hounsfield).all():
@@ -100,7 +100,7 @@ class NiftiReader:
 
 
 def _changed(path: Path) -> int:
-    """When a file was last written: a volume that was corrected is not taken from a cache."""
+    """Return when a file was last written: a volume that was corrected is not taken from a cache."""
     try:
         return path.stat().st_mtime_ns
     except OSError:
@@ -108,7 +108,7 @@ def _changed(path: Path) -> int:
 
 
 def _open(path: Path) -> Any:
-    """A volume's header and the way to its values."""
+    """Return a volume's header and the way to its values."""
     return _opened(path, _changed(path))
 
 
@@ -126,12 +126,12 @@ def _opened(path: Path, changed: int) -> Any:
 
 @lru_cache(maxsize=2)
 def _gunzipped(path: Path, changed: int) -> np.ndarray:
-    """All stored values of a compressed volume, which has no quick way to a single slice."""
+    """Return all stored values of a compressed volume, which has no quick way to a single slice."""
     return np.asanyarray(_open(path).dataobj.get_unscaled())
 
 
 def _plane(path: Path, place: tuple[Any, ...]) -> np.ndarray:
-    """A part of a volume, scaled as its header says."""
+    """Return a part of a volume, scaled as its header says."""
     stored = _open(path).dataobj
     try:
         if not path.name.endswith(".gz"):
@@ -146,7 +146,7 @@ def _shape(path: Path) -> tuple[int, ...]:
 
 
 def _axes(path: Path) -> np.ndarray:
-    """(3, 2): which of the file's axes runs along right, front and head, and whether towards it (1) or away (-1)."""
+    """Return (3, 2): which of the file's axes runs along right, front and head; 1 if towards it, -1 if away."""
     nibabel = require("nibabel", "Reading CT volumes", extra="medical")
     orientation = nibabel.orientations.io_orientation(_open(path).affine)
     if np.isnan(orientation).any():
@@ -156,7 +156,7 @@ def _axes(path: Path) -> np.ndarray:
 
 
 def _axial(path: Path, number: int) -> np.ndarray:
-    """Axial slice ``number`` from the feet: rows from front to back, columns from the patient's right to left."""
+    """Return axial slice `number` from the feet: rows from front to back, columns from the patient's right to left."""
     (across, to_right), (down, to_front), (up, to_head) = _axes(path)
     depth = _shape(path)[up]
     place: list[Any] = [slice(None)] * 3
@@ -169,7 +169,7 @@ def _axial(path: Path, number: int) -> np.ndarray:
 
 @lru_cache(maxsize=4096)
 def _slice_areas(label: Path, changed: int) -> list[dict[int, int]]:
-    """Pixels of each label in each axial slice, from the feet."""
+    """Count the pixels of each label in each axial slice, from the feet."""
     counts = []
     for number in range(_shape(label)[_axes(label)[2, 0]]):
         plane = _axial(label, number)
@@ -189,7 +189,7 @@ def _stem(name: str) -> str:
 
 
 def find_pairs(root: Path) -> tuple[list[tuple[Path, Path]], list[Skipped]]:
-    """(image, label) files below a folder: CASE_0000.nii.gz beside some CASE.nii.gz; and images without a label."""
+    """Return (image, label) files, CASE_0000.nii.gz beside some CASE.nii.gz, and the images without a label."""
     files = sorted(path for path in root.rglob("*.nii*") if _is_nifti(path))
     images = [path for path in files if _IMAGE_NAME.search(path.name)]
     others = [path for path in files if not _IMAGE_NAME.search(path.name)]
@@ -203,7 +203,7 @@ def find_pairs(root: Path) -> tuple[list[tuple[Path, Path]], list[Skipped]]:
 
 
 def recognise(root: Path) -> bool:
-    """Whether there are NIfTI files in this folder or in those directly below it."""
+    """Tell whether there are NIfTI files in this folder or in those directly below it."""
     return root.is_dir() and any(_is_nifti(path) for pattern in ("*.nii*", "*/*.nii*") for path in root.glob(pattern))
 
 
@@ -225,12 +225,12 @@ def _class_table(root: Path, pairs: list[tuple[Path, Path]], settings: DataSetti
 
 
 def splits(root: Path, settings: DataSettings) -> tuple[str, ...]:
-    """CT sets are one pool of slices, divided at random as the paper does."""
+    """Return none: CT sets are one pool of slices, divided at random as the paper does."""
     return ()
 
 
 def open_reader(root: Path, settings: DataSettings, split: str | None) -> NiftiReader:
-    """The reader of all volumes below a folder."""
+    """Return the reader of all volumes below a folder."""
     pairs, skipped = find_pairs(root)
     if not pairs:
         raise DataError(
@@ -243,3 +243,12 @@ def open_reader(root: Path, settings: DataSettings, split: str | None) -> NiftiR
     )
     reader.skipped += skipped
     return reader
+
+
+LAYOUT = Layout(
+    "CT volumes: CASE_0000.nii.gz and CASE.nii.gz, as FLARE22, AbdomenCT-1K and nnU-Net name them",
+    recognise,
+    splits,
+    open_reader,
+    min_area=CT_MIN_AREA,
+)

@@ -1,12 +1,15 @@
-"""Reader: one source of samples, and the table of classes of several of them."""
+"""Reader and Layout: one source of samples, and how a data set of one kind is found and read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
-from samparser.data.sample import DataError, Sample, Skipped
+from samparser._words import did_you_mean, shortened
+
+from ..sample import DataError, Sample, Skipped
+from ..settings import DataSettings
 
 
 class Reader(Protocol):
@@ -23,12 +26,32 @@ class Reader(Protocol):
     skipped: list[Skipped]
 
     def read(self, index: int) -> tuple[Sample, list[Skipped]]:
-        """Sample ``index`` with what was left out of it; DataError when it cannot be read."""
+        """Return sample `index` with what was left out of it; DataError when it cannot be read."""
         ...
 
 
+class Layout(NamedTuple):
+    """How one kind of data set is found and read.
+
+    Attributes:
+        looks_like: What its folder holds, for messages.
+        recognise: Whether a folder or file has this layout.
+        splits: The splits that a data set has of its own; empty if it is one pool.
+        open_reader: The reader of a split, or of the pool for None.
+        held_out: Part of a pool that becomes val.
+        min_area: Smallest instance in pixels.
+    """
+
+    looks_like: str
+    recognise: Callable[[Path], bool]
+    splits: Callable[[Path, DataSettings], tuple[str, ...]]
+    open_reader: Callable[[Path, DataSettings, str | None], Reader]
+    held_out: float = 0.2
+    min_area: int = 1
+
+
 def merge_classes(tables: Iterable[Mapping[int, str]]) -> dict[int, str]:
-    """One table of classes out of several, which must not give one id two names."""
+    """Return one table of classes out of several, which must not give one id two names."""
     merged: dict[int, str] = {}
     for table in tables:
         for class_id, name in table.items():
@@ -41,7 +64,7 @@ def merge_classes(tables: Iterable[Mapping[int, str]]) -> dict[int, str]:
 
 
 def class_ids(classes: Mapping[int, str], names: Sequence[str] | None) -> frozenset[int] | None:
-    """Ids of the classes of these names, or None for None, which means all of them.
+    """Return the ids of the classes of these names, or None for None, which means all of them.
 
     Raises:
         DataError: There is no class of that name; the message lists those that there are.
@@ -54,10 +77,9 @@ def class_ids(classes: Mapping[int, str], names: Sequence[str] | None) -> frozen
     for name in names:
         ids = {i for i, known in classes.items() if known == name}
         if not ids:
-            near = get_close_matches(name, classes.values(), 1)
             raise DataError(
-                f"There is no class {name!r}." + (f" Did you mean {near[0]!r}?" if near else "") + " Classes: "
-                f"{', '.join(classes.values())}."
+                f"There is no class {name!r}.{did_you_mean(name, classes.values())} Classes: "
+                f"{shortened(classes.values(), 30)}."
             )
         found |= ids
     return frozenset(found)

@@ -16,7 +16,7 @@ class BadMask(ValueError):  # noqa: N818 - never leaves the readers, which turn 
 
 
 def polygon_mask(polygons: list[Any], height: int, width: int) -> np.ndarray:
-    """The union of polygons as bool (height, width), drawn as COCO's own tools draw them.
+    """Return the union of polygons as bool (height, width), drawn as COCO's own tools draw them.
 
     Args:
         polygons: Each a flat list x0, y0, x1, y1, ... of at least three points, in pixels of the image. Parts outside
@@ -46,7 +46,7 @@ def polygon_mask(polygons: list[Any], height: int, width: int) -> np.ndarray:
 
 
 def rle_counts(text: str) -> np.ndarray:
-    """The run lengths in COCO's compressed string: int64 (R,).
+    """Return the run lengths in COCO's compressed string: int64 (R,).
 
     Each character carries five bits and a flag that more follow; the last one's sign bit extends. From the fourth run
     on, what is written is the difference to the run two places before.
@@ -67,7 +67,7 @@ def rle_counts(text: str) -> np.ndarray:
 
 
 def rle_mask(rle: dict[str, Any], height: int, width: int) -> np.ndarray:
-    """A run-length encoding of COCO, compressed (a string) or not (a list of counts), as bool (height, width).
+    """Return a run-length encoding of COCO, compressed (a string) or not (a list of counts), as bool (height, width).
 
     Drawn here and not by pycocotools, which gives back uninitialised memory when the runs end before the image does.
     """
@@ -118,7 +118,7 @@ def mask_rle(mask: np.ndarray, offset: tuple[int, int] = (0, 0), size: tuple[int
 
 
 def annotation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """COCO's segmentation field as bool (height, width).
+    """Return COCO's segmentation field as bool (height, width).
 
     Raises:
         BadMask: It cannot be drawn.

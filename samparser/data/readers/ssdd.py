@@ -9,7 +9,7 @@ from ..sample import DataError, Instance, Sample, Skipped
 from ..settings import DataSettings
 from . import coco_layout
 from .images import read_image
-from .reader import Reader
+from .reader import Layout, Reader
 from .segmentations import BadMask, polygon_mask
 
 # The releases with polygons; BBox_SSDD and RBox_SSDD have boxes only.
@@ -18,7 +18,7 @@ _SPLITS = ("train", "val", "test")
 
 
 class VocXmlReader:
-    """Samples of VOC-style XML files whose objects carry a polygon: ``<segm><point>x,y</point>...</segm>``.
+    """Samples of VOC-style XML files whose objects carry a polygon: `<segm><point>x,y</point>...</segm>`.
 
     Args:
         annotations: Folder of the XML files.
@@ -43,7 +43,7 @@ class VocXmlReader:
         self.names: list[str] = [image.relative_to(root).as_posix() for image, _ in self._pairs]
 
     def read(self, index: int) -> tuple[Sample, list[Skipped]]:
-        """Sample ``index``; objects without a polygon that can be drawn are left out."""
+        """Return sample `index`; objects without a polygon that can be drawn are left out."""
         name, (image_path, xml_path) = self.names[index], self._pairs[index]
         image = read_image(image_path)
         try:
@@ -76,7 +76,7 @@ class VocXmlReader:
 
 
 def find_style(root: Path) -> Path | None:
-    """The coco_style or voc_style folder below a root that may be it, one release, or the whole download."""
+    """Return the coco_style or voc_style folder below a root that may be it, one release, or the whole download."""
     roots = [root, *(root / release for release in _RELEASES)]
     roots += [root / "Official-SSDD-OPEN" / release for release in _RELEASES]
     for folder in roots:
@@ -87,12 +87,12 @@ def find_style(root: Path) -> Path | None:
 
 
 def recognise(root: Path) -> bool:
-    """Whether this is SSDD, by the names of its folders or annotation files."""
+    """Tell whether this is SSDD, by the names of its folders or annotation files."""
     return root.is_dir() and (find_style(root) is not None or any(root.glob("annotations/*SSDD*.json")))
 
 
 def splits(root: Path, settings: DataSettings) -> tuple[str, ...]:
-    """The splits that there are: train and test in the official release, train and val elsewhere."""
+    """Return the splits that there are: train and test in the official release, train and val elsewhere."""
     style = find_style(root)
     if style is None or not _is_voc_style(style):
         return coco_layout.splits(style or root, settings)
@@ -100,7 +100,7 @@ def splits(root: Path, settings: DataSettings) -> tuple[str, ...]:
 
 
 def open_reader(root: Path, settings: DataSettings, split: str | None) -> Reader:
-    """The reader of one split."""
+    """Return the reader of one split."""
     style = find_style(root)
     if style is None or not _is_voc_style(style):
         return coco_layout.open_reader(style or root, settings, split)
@@ -115,7 +115,7 @@ def _is_voc_style(folder: Path) -> bool:
 
 
 def _voc_parts(style: Path, split: str) -> tuple[Path, Path, list[str] | None] | None:
-    """Folders of annotations and images, and the list of a split; None if the split is not there."""
+    """Return the folders of annotations and images, and the list of a split; None if the split is not there."""
     annotations, images = style / f"Annotations_{split}", style / f"JPEGImages_{split}"
     listed = style / "ImageSets" / "Main" / f"{split}.txt"
     whole = style / "JPEGImages"
@@ -124,3 +124,11 @@ def _voc_parts(style: Path, split: str) -> tuple[Path, Path, list[str] | None] |
     if listed.is_file() and (style / "Annotations").is_dir() and whole.is_dir():
         return style / "Annotations", whole, listed.read_text("utf-8").split()
     return None
+
+
+LAYOUT = Layout(
+    "SSDD: PSeg_SSDD/{coco_style,voc_style}, or annotations/SSDD_instances_{train,val}.json",
+    recognise,
+    splits,
+    open_reader,
+)

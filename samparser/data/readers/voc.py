@@ -10,6 +10,7 @@ from ..sample import DataError, Instance, Sample, Skipped
 from ..settings import DataSettings
 from .images import read_image
 from .labels import read_values, separate
+from .reader import Layout
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -54,7 +55,7 @@ class VocReader:
         self.names: list[str] = [(folder / "JPEGImages" / f"{s}.jpg").relative_to(root).as_posix() for s in self._stems]
 
     def read(self, index: int) -> tuple[Sample, list[Skipped]]:
-        """Sample ``index``; an object without any class below it is left out."""
+        """Return sample `index`; an object without any class below it is left out."""
         name, stem = self.names[index], self._stems[index]
         image = read_image(self._folder / "JPEGImages" / f"{stem}.jpg")
         objects, classes = (self._layer(layer, stem, image) for layer in ("SegmentationObject", "SegmentationClass"))
@@ -89,7 +90,7 @@ class VocReader:
 
 
 def find_folder(root: Path) -> Path | None:
-    """The folder with JPEGImages below a root that may be it, VOCdevkit, or what holds VOCdevkit."""
+    """Return the folder with JPEGImages below a root that may be it, VOCdevkit, or what holds VOCdevkit."""
     candidates = [root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"]
     candidates += sorted(root.glob("VOC20*")) + sorted(root.glob("VOCdevkit/VOC20*"))
     for folder in candidates:
@@ -99,7 +100,7 @@ def find_folder(root: Path) -> Path | None:
 
 
 def splits(root: Path, settings: DataSettings) -> tuple[str, ...]:
-    """The splits that have a list."""
+    """Return the splits that have a list."""
     folder = find_folder(root)
     if folder is None:
         raise DataError(f"{root} holds no VOCdevkit/VOC2012 with SegmentationObject/ and ImageSets/Segmentation/.")
@@ -108,8 +109,16 @@ def splits(root: Path, settings: DataSettings) -> tuple[str, ...]:
 
 
 def open_reader(root: Path, settings: DataSettings, split: str | None) -> VocReader:
-    """The reader of one split."""
+    """Return the reader of one split."""
     folder = find_folder(root)
     if folder is None or split is None:
         raise DataError(f"{root} has no lists in ImageSets/Segmentation; expected train.txt and val.txt.")
     return VocReader(folder, split, root)
+
+
+LAYOUT = Layout(
+    "VOC2012: VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,SegmentationObject,ImageSets/Segmentation}",
+    lambda path: find_folder(path) is not None,
+    splits,
+    open_reader,
+)

@@ -140,7 +140,7 @@ def test_an_annotation_of_an_unlisted_class_is_explained(tmp_path):
 
 def test_an_annotation_of_an_unlisted_image_is_explained(tmp_path):
     root = one_image(tmp_path, [{"image_id": 5, "segmentation": polygon(1, 1, 5, 5)}])
-    with pytest.raises(DataError, match=r"1 annotations .* have image_id 5, but its images list has the ids 0"):
+    with pytest.raises(DataError, match=r"1 annotation of .* has image_id 5, but its images list has the ids 0"):
         opened(root)
 
 
@@ -173,7 +173,7 @@ def test_annotations_from_before_the_exif_rotation_are_explained(tmp_path):
         ('{"images": [], "annotations": [], "categories": []}', "lists no image"),
         (
             '{"images": [], "annotations": [{"bbox": []}], "categories": []}',
-            "Annotation number 0 .*KeyError: 'image_id'",
+            "Annotation number 0 .*missing required field `image_id`",
         ),
         ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "each image id and file_name"),
         ('{"images": [], "annotations": [], "categories": [{"id": 1}]}', "each category needs id and name"),

@@ -7,7 +7,7 @@ from PIL import Image
 
 from samparser.data import DataError
 from samparser.data.readers.labels import LabelRules, parse_class_names, read_values, separate
-from tests.data.files import rectangle, save
+from tests.data.files import full_mask, rectangle, save
 
 
 def flood(mask: np.ndarray) -> list[frozenset[tuple[int, int]]]:
@@ -27,7 +27,7 @@ def flood(mask: np.ndarray) -> list[frozenset[tuple[int, int]]]:
 
 
 def pixels(instance, shape) -> frozenset[tuple[int, int]]:
-    return frozenset((int(y), int(x)) for y, x in np.argwhere(instance.full_mask(*shape)))
+    return frozenset((int(y), int(x)) for y, x in np.argwhere(full_mask(instance, *shape)))
 
 
 labels = arrays(np.int64, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([0, 0, 1, 4]))
@@ -47,7 +47,7 @@ def test_each_value_as_a_whole_is_one_instance(array):
     found = separate(array, by_component=False)
     assert [i.class_id for i in found] == [v for v in np.unique(array).tolist() if v]
     for instance in found:
-        assert np.array_equal(instance.full_mask(*array.shape), array == instance.class_id)
+        assert np.array_equal(full_mask(instance, *array.shape), array == instance.class_id)
     assert [i.class_id for i in separate(array, by_component=False, one_class=True)] == [1] * len(found)
 
 
@@ -68,7 +68,7 @@ def test_a_binary_mask_may_be_stored_in_any_way(tmp_path, stored, suffix):
     assert size == (24, 32)
     whole, _, _ = LabelRules(instances="class").split(path)
     assert [i.box for i in whole] == [(1, 1, 20, 20)]
-    assert np.array_equal(whole[0].full_mask(24, 32), TWO)
+    assert np.array_equal(full_mask(whole[0], 24, 32), TWO)
 
 
 def classes_mask() -> np.ndarray:
