@@ -51,10 +51,12 @@ def _text(difference: Difference | None) -> str:
 
 
 def main(arguments: Arguments, data: DataSettings, settings: EvalSettings) -> None:
-    """Scores model and baselines with the same boxes and prints the table."""
+    """Scores model and baselines with the same boxes and prints the table; the baselines have no answer to points."""
     model, processor = load_sam(arguments.model)
     dataset = open_dataset(data, arguments.split)
-    scores = {"model": evaluate(model, processor, dataset, settings), **evaluate_baselines(dataset, settings)}
+    scores = {"model": evaluate(model, processor, dataset, settings)}
+    if settings.eval_prompt != "point":
+        scores |= evaluate_baselines(dataset, settings)
     print(f"{len(scores['model'].image_scores())} images, {len(scores['model'].rows):,} instances\n")
     print(table(scores))
 

@@ -13,7 +13,7 @@ from transformers import set_seed
 from samparser._files import write_text
 from samparser.methods import build, describe, save_trained
 from samparser.scoring.table import ScoreTable
-from samparser.training import TrainSettings, evaluate, train
+from samparser.training import EvalSettings, TrainSettings, evaluate, train
 from samparser.training.caching import open_cache
 from samparser.training.run_folder import git_state, versions
 
@@ -52,7 +52,7 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
     folder = workspace.output / "runs" / cell.name
     timing: dict[str, Any] = {"steps": 0, "seconds_per_step": None}
     if cell.kind == "once":
-        scores = _scores_of(workspace, model, test_set, settings)
+        scores = _scores_of(workspace, model, test_set, settings, experiment.eval_settings(source, row))
         scores.to_csv(folder / "scores.csv")
     else:
         resume = _prepare(folder)
@@ -64,7 +64,7 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
             settings,
             output=folder,
             prompts=experiment.prompt_settings(source, row),
-            eval_settings=experiment.eval_settings(),
+            eval_settings=experiment.eval_settings(source, row),
             resume=resume,
             context={"cell": workspace.settings_of(cell, rates)},
             save=save_trained,
@@ -128,9 +128,10 @@ def _prepare(folder: Path) -> bool:
     return False
 
 
-def _scores_of(workspace: Workspace, model: Any, test_set: Any, settings: TrainSettings) -> ScoreTable:
+def _scores_of(
+    workspace: Workspace, model: Any, test_set: Any, settings: TrainSettings, scoring: EvalSettings
+) -> ScoreTable:
     model = model.to(_device(settings))
-    scoring = workspace.experiment.eval_settings()
     cache = open_cache(model, workspace.processor, settings)
     if cache is None:
         return evaluate(model, workspace.processor, test_set, scoring)

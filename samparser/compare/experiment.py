@@ -191,9 +191,9 @@ class Experiment:
         """The prompts of a cell, put together like its settings."""
         return PromptSettings(**{**self.prompts, **source.prompts, **row.prompts})
 
-    def eval_settings(self) -> EvalSettings:
-        """How every cell is scored."""
-        return EvalSettings(**self.evaluation)
+    def eval_settings(self, source: DataSource, row: MethodRow) -> EvalSettings:
+        """How a cell is scored: with the kind of prompt that it trains with, unless the experiment names another."""
+        return EvalSettings(**self.evaluation).resolved(self.prompt_settings(source, row))
 
     def trials(self, row: MethodRow) -> list[dict[str, float]]:
         """The learning rates that a row tries; empty where nothing is searched."""
@@ -302,7 +302,7 @@ def _check(experiment: Experiment, where: str) -> None:
         for row in experiment.methods:
             try:
                 experiment.train_settings(source, row)
-                experiment.prompt_settings(source, row)
+                experiment.eval_settings(source, row)
             except ValueError as error:
                 raise ExperimentError(f"{where}: settings of {row.name} on {source.name}: {error}") from error
     if experiment.panels is not None:

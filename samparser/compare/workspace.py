@@ -152,7 +152,7 @@ class Workspace:
                 "test_images": _names(test_set),
             },
             "cached": self.cached(cell),
-            "evaluation": asdict(experiment.eval_settings()),
+            "evaluation": asdict(experiment.eval_settings(source, row)),
         }
         if cell.kind != "once":
             settings["data"] |= {"train_split": source.train_split, "train_images": _names(train_set)}

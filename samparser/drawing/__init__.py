@@ -1,5 +1,7 @@
 """Figures: overlays of masks, panels side by side, score curves, spectra, contact sheets."""
 
+from __future__ import annotations
+
 from .overlays import overlay
 from .panels import Panel, best_median_worst, draw_panels, side_by_side
 from .plots import score_curves, spectra

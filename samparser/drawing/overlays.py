@@ -1,10 +1,12 @@
-"""Masks drawn over their image, with numpy alone."""
+"""Mask overlays: masks drawn over their image, with numpy alone."""
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from .palette import INSTANCE_COLOURS, rgb
+from .palette import instance_colour, rgb
 
 
 def overlay(
@@ -15,7 +17,7 @@ def overlay(
     line: int | None = None,
     outlines: Iterable[np.ndarray] | None = None,
 ) -> np.ndarray:
-    """The image with each mask filled in a colour of its own and outlined.
+    """Return the image with each mask filled in a colour of its own and outlined.
 
     Mask number i has the same colour in every overlay, so pictures of the same instances can be compared. Where masks
     overlap, the smaller one is on top.
@@ -35,7 +37,7 @@ def overlay(
     line = line or max(1, round(max(image.shape[:2]) / 400))
     numbers = sorted(range(len(masks)), key=lambda number: -int(np.count_nonzero(masks[number])))
     for number in numbers:
-        mask, colour = masks[number], rgb(INSTANCE_COLOURS[number % len(INSTANCE_COLOURS)])
+        mask, colour = masks[number], rgb(instance_colour(number))
         picture[mask] = (1 - opacity) * picture[mask] + opacity * colour
         picture[border(mask, line)] = colour
     for mask in outlines if outlines is not None else ():
@@ -46,7 +48,7 @@ def overlay(
 
 
 def border(mask: np.ndarray, width: int = 1) -> np.ndarray:
-    """The pixels of a bool mask (H, W) within ``width`` steps of the outside; the image's edge is no outside."""
+    """Return the pixels of a bool mask (H, W) within `width` steps of the outside; the image's edge is no outside."""
     inside = mask
     for _ in range(width):
         padded = np.pad(inside, 1, mode="edge")

@@ -1,4 +1,6 @@
-"""Colours that people with any common colour vision tell apart (Okabe and Ito, https://jfly.uni-koeln.de/color/)."""
+"""Colour palette that people with any common colour vision tell apart (Okabe and Ito, jfly.uni-koeln.de/color)."""
+
+from __future__ import annotations
 
 import numpy as np
 
@@ -17,6 +19,11 @@ LINE_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 INSTANCE_COLOURS = (ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE)
 
 
+def instance_colour(number: int) -> str:
+    """Return the colour of mask number i, the same in every picture."""
+    return INSTANCE_COLOURS[number % len(INSTANCE_COLOURS)]
+
+
 def rgb(colour: str) -> np.ndarray:
-    """A "#RRGGBB" colour as uint8 (3,)."""
+    """Return a "#RRGGBB" colour as uint8 (3,)."""
     return np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)], dtype=np.uint8)

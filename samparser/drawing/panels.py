@@ -1,4 +1,6 @@
-"""Pictures of masks side by side: image, truth, and what each model predicts."""
+"""Comparison panels: image, ground truth, and the masks that each model predicts, side by side."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from samparser._extras import require
-from samparser._files import replacing
-from samparser.scoring.table import ScoreTable
+from samparser._words import count
+from samparser.scoring import InstanceScore, ScoreTable
 
+from .figures import new_figure, save_picture
 from .overlays import overlay
 
 
@@ -38,7 +40,7 @@ def side_by_side(
     title: str = "",
     zoom: bool = True,
 ) -> Path:
-    """Draws an image, its true masks and the masks of one or several models beside each other.
+    """Draw an image, its true masks and the masks of one or several models beside each other.
 
     Each instance has one colour in all panels. On the predictions the truth is outlined, and their titles give the
     mean IoU over the instances.
@@ -62,7 +64,15 @@ def side_by_side(
 
 
 def draw_panels(rows: Sequence[Panel], path: str | Path, *, zoom: bool = True) -> Path:
-    """Draws several rows as :func:`side_by_side` draws one, for instance the best, the median and the worst image.
+    """Draw several rows as `side_by_side` draws one, for instance the best, the median and the worst image.
+
+    Args:
+        rows: From top to bottom; all of them with the same models.
+        path: File to write; the suffix chooses the format.
+        zoom: See `side_by_side`.
+
+    Returns:
+        The path written.
 
     Raises:
         ValueError: There is no row, rows differ in the models, or masks do not fit their image.
@@ -75,14 +85,13 @@ def draw_panels(rows: Sequence[Panel], path: str | Path, *, zoom: bool = True) -
     parts = [row.image[view] for row, view in zip(rows, views, strict=True)]
     heights = [width * part.shape[0] / part.shape[1] for part in parts]
     margin = 0.35 if any(row.title for row in rows) else 0.05
-    size = (columns * width + margin, sum(heights) + 0.36 * len(rows) + 0.25)
-    figure = require("matplotlib.figure", "Drawing figures").Figure(figsize=size, layout="constrained", dpi=150)
+    figure = new_figure(columns * width + margin, sum(heights) + 0.36 * len(rows) + 0.25)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.01)
     axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for row, view, part, axis in zip(rows, views, parts, axes, strict=True):
         truth = row.truth[:, *view]
         _draw(axis[0], part, "image" if part.shape == row.image.shape else "image (part)")
-        _draw(axis[1], overlay(part, truth), f"ground truth ({_count(len(truth))})")
+        _draw(axis[1], overlay(part, truth), f"ground truth ({count(len(truth), 'object')})")
         for name, panel in zip(names, axis[2:], strict=True):
             masks = row.predictions[name]
             picture = overlay(part, masks[:, *view], outlines=truth)
@@ -90,13 +99,11 @@ def draw_panels(rows: Sequence[Panel], path: str | Path, *, zoom: bool = True) -
         axis[0].set_ylabel(row.title, fontsize=11 if len(row.title) < 24 else 8)
     legend = "an object has the same colour in all panels; thin outline on a prediction: its ground truth"
     figure.supxlabel(legend, fontsize=9, color="#444444")
-    with replacing(path) as temporary:
-        figure.savefig(temporary)
-    return Path(path)
+    return save_picture(figure, path)
 
 
 def best_median_worst(table: ScoreTable) -> dict[str, str]:
-    """Names of the best, the median and the worst image of a table, by mean IoU over the image's instances.
+    """Return the names of the best, the median and the worst image of a table, by mean IoU over the image's instances.
 
     The median is the lower of the two middle images; equal scores go by name. One image serves as all three.
 
@@ -111,7 +118,7 @@ def best_median_worst(table: ScoreTable) -> dict[str, str]:
 
 
 def _view(row: Panel) -> tuple[slice, slice]:
-    """The rows and columns that hold all masks, with a margin of a tenth, and at least 64 pixels each way.
+    """Return the rows and columns that hold all masks, with a margin of a tenth, and at least 64 pixels each way.
 
     The whole image, where that would cut off little.
     """
@@ -133,7 +140,7 @@ def _view(row: Panel) -> tuple[slice, slice]:
 
 
 def _widened(part: slice, least: int, length: int) -> slice:
-    """The slice with at least so many places, as far as there are, spread evenly to both sides."""
+    """Return the slice with at least so many places, as far as there are, spread evenly to both sides."""
     missing = max(0, min(least, length) - (part.stop - part.start))
     start = min(max(0, part.start - missing // 2), length - (part.stop - part.start) - missing)
     return slice(start, start + part.stop - part.start + missing)
@@ -154,14 +161,12 @@ def _draw(axis: Any, picture: np.ndarray, title: str) -> None:
 
 
 def _percent(truth: np.ndarray, masks: np.ndarray) -> str:
-    unions = np.array([np.count_nonzero(a | b) for a, b in zip(truth, masks, strict=True)])
-    common = np.array([np.count_nonzero(a & b) for a, b in zip(truth, masks, strict=True)])
-    counted = unions > 0
-    return f"{100 * float(np.mean(common[counted] / unions[counted])):.1f} %" if counted.any() else "undefined"
-
-
-def _count(number: int) -> str:
-    return f"{number} object" if number == 1 else f"{number} objects"
+    scores = []
+    for number, (true, mask) in enumerate(zip(truth, masks, strict=True)):
+        area, predicted, common = (int(np.count_nonzero(part)) for part in (true, mask, true & mask))
+        scores.append(InstanceScore("", str(number), 0, area, predicted, common))
+    mean = ScoreTable(scores).miou
+    return "undefined" if np.isnan(mean) else f"{100 * mean:.1f} %"
 
 
 def _check(rows: Sequence[Panel]) -> None:

@@ -1,4 +1,6 @@
-"""Figures of a run: curves of loss and scores, and the spectra of coefficients before and after."""
+"""Learning curves of a run, and the spectra of its coefficients before and after."""
+
+from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,13 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from samparser._extras import require
-from samparser._files import replacing
-
+from .figures import new_figure, save_picture
 from .palette import BLACK, BLUE, LINE_COLOURS, LINE_DASHES, VERMILION
-from .panels import Panel, best_median_worst, draw_panels, side_by_side
-
-__all__ = ["Panel", "best_median_worst", "draw_panels", "score_curves", "side_by_side", "spectra"]
 
 _LOSSES = {"loss": "loss (Eq. 5)", "ce": "cross-entropy", "focal": "focal", "dice": "Dice loss"}
 _SCORES = {"eval_miou": "mIoU", "eval_f1": "F1 (= Dice)"}
@@ -21,11 +18,11 @@ _BEFORE = {"eval_miou": "before_miou", "eval_f1": "before_f1"}
 
 
 def score_curves(log: str | Path, path: str | Path) -> Path:
-    """Draws the training loss with its terms, and the validation scores, over the steps of a run.
+    """Draw the training loss with its terms, and the validation scores, over the steps of a run.
 
     Args:
-        log: ``log.jsonl`` of a run: one JSON object per line with ``step`` and any of ``loss``, ``ce``, ``focal``,
-            ``dice``, ``eval_miou``, ``eval_f1``; ``before_miou`` and ``before_f1``, the scores before the first step,
+        log: `log.jsonl` of a run: one JSON object per line with `step` and any of `loss`, `ce`, `focal`,
+            `dice`, `eval_miou`, `eval_f1`; `before_miou` and `before_f1`, the scores before the first step,
             are drawn as level lines. Other keys are ignored, and so is a last line cut off by a kill.
         path: File to write; the suffix chooses the format.
 
@@ -43,7 +40,7 @@ def score_curves(log: str | Path, path: str | Path) -> Path:
     panels = [labels for labels in (_LOSSES, _SCORES) if any(key in series for key in labels)]
     if not panels:
         raise ValueError(f"{log} has no row with any of {', '.join((*_LOSSES, *_SCORES))}: nothing to draw yet.")
-    figure = _figure(5.2 * len(panels), 3.6)
+    figure = new_figure(5.2 * len(panels), 3.6)
     for axis, labels in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         shown = [key for key in labels if key in series]
         percent = labels is _SCORES
@@ -73,11 +70,11 @@ def score_curves(log: str | Path, path: str | Path) -> Path:
         axis.set_title("validation scores" if percent else "training loss", fontsize=11)
         axis.legend(frameon=False, fontsize=9)
         _plain(axis)
-    return _save(figure, path)
+    return save_picture(figure, path)
 
 
 def spectra(before: Any, after: Any, path: str | Path) -> Path:
-    """Draws the coefficients of each layer before and after tuning, and how much each changed.
+    """Draw the coefficients of each layer before and after tuning, and how much each changed.
 
     Args:
         before: Coefficients (rank,) by the name of the layer, as tensors or arrays, largest first; or one such vector.
@@ -101,7 +98,7 @@ def spectra(before: Any, after: Any, path: str | Path) -> Path:
             )
         if not (np.isfinite(vector).all() and np.isfinite(tuned[name]).all()):
             raise ValueError(f"{name}: a coefficient is not finite.")
-    figure = _figure(4.4 * len(layers), 5.2)
+    figure = new_figure(4.4 * len(layers), 5.2)
     axes = figure.subplots(2, len(layers), squeeze=False, sharex="col", height_ratios=[3, 2])
     for (name, vector), top, bottom in zip(layers.items(), *axes, strict=True):
         index, change = np.arange(1, len(vector) + 1), tuned[name] - vector
@@ -122,11 +119,11 @@ def spectra(before: Any, after: Any, path: str | Path) -> Path:
             bottom.set_title(f"norm of the change: {share:.3g} % of the norm of p", fontsize=9)
         _plain(top)
         _plain(bottom)
-    return _save(figure, path)
+    return save_picture(figure, path)
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a ``log.jsonl``; a last line that a kill cut off is left out.
+    """Return the rows of a `log.jsonl`; a last line that a kill cut off is left out.
 
     Raises:
         ValueError: Another line is not a JSON object; the message has its number.
@@ -149,7 +146,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
-    """(step, value) of each row that has the key: (n, 2)."""
+    """Return (step, value) of each row that has the key: (n, 2)."""
     points = [(row["step"], row[key]) for row in rows if "step" in row and isinstance(row.get(key), int | float)]
     return np.array(points, dtype=np.float64).reshape(-1, 2)
 
@@ -178,21 +175,8 @@ def _mark_best(axis: Any, steps: np.ndarray, values: np.ndarray, colour: str) ->
     axis.margins(y=0.15)
 
 
-def _figure(width: float, height: float) -> Any:
-    # A figure of its own, without pyplot: no window system, no global state, safe in threads.
-    return require("matplotlib.figure", "Drawing figures").Figure(
-        figsize=(width, height), layout="constrained", dpi=150
-    )
-
-
 def _plain(axis: Any) -> None:
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.set_axisbelow(True)
-
-
-def _save(figure: Any, path: str | Path) -> Path:
-    with replacing(path) as temporary:
-        figure.savefig(temporary)
-    return Path(path)

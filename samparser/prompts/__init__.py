@@ -1,9 +1,12 @@
 """Prompts for SAM: boxes and points from masks, their frames, jitter and checks, and batches of them for training."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 from .checks import check_boxes, check_image, check_points
 from .coordinates import inside_point, jitter_boxes, random_points, to_input_frame
+from .make_prompts import make_prompts
 from .settings import PromptSettings
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ __all__ = [
     "collate",
     "inside_point",
     "jitter_boxes",
+    "make_prompts",
     "random_points",
     "to_input_frame",
 ]

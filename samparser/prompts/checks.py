@@ -1,4 +1,6 @@
-"""Checks that boxes and points are in pixels of the original image, and says which other frame they look like."""
+"""Validation of prompts: boxes and points in pixels of the original image, or a guess of the frame they are in."""
+
+from __future__ import annotations
 
 from typing import Any
 
@@ -11,7 +13,11 @@ _PUBLISHED = 1024
 
 
 def check_image(image: Any) -> np.ndarray:
-    """The image as uint8 RGB (H, W, 3); refuses other types and layouts with the conversion to make."""
+    """Return the image as uint8 RGB (H, W, 3).
+
+    Raises:
+        ValueError: It has another type or layout; the message names the conversion to make.
+    """
     image = np.asarray(image)
     if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
         return image
@@ -29,7 +35,7 @@ def check_image(image: Any) -> np.ndarray:
 
 
 def check_boxes(boxes: Any, size: tuple[int, int], target: int) -> np.ndarray:
-    """Boxes as float32 (N, 4) in pixels of the original frame.
+    """Return boxes as float32 (N, 4) in pixels of the original frame.
 
     Args:
         boxes: (N, 4) of (x0, y0, x1, y1).
@@ -85,7 +91,7 @@ def check_boxes(boxes: Any, size: tuple[int, int], target: int) -> np.ndarray:
 
 
 def check_points(points: Any, labels: Any, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Points as float32 (N, P, 2) in pixels of the original frame, and their labels as int64 (N, P).
+    """Return points as float32 (N, P, 2) in pixels of the original frame, and their labels as int64 (N, P).
 
     Args:
         points: (N, 2), one (x, y) per object; or (N, P, 2), P points per object; or a list of N arrays (P_n, 2).

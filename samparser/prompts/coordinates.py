@@ -1,4 +1,4 @@
-"""From masks to prompts: tight boxes, boxes moved at random, points inside.
+"""Coordinates of prompts: box jitter, points on a mask, and the change from the image's pixels to SAM's input.
 
 Coordinates are (x, y), x to the right and y down; boxes are (x0, y0, x1, y1), half-open: the last column is x1 - 1.
 "Original frame" means pixels of the image; "input frame" means pixels of the image resized so that its longer side has
@@ -15,27 +15,6 @@ import numpy as np
 from samparser._extras import require
 
 
-def tight_boxes(masks: np.ndarray) -> np.ndarray:
-    """The smallest box around each mask, in the masks' own frame.
-
-    Args:
-        masks: bool (N, H, W), none of them empty.
-
-    Returns:
-        float32 (N, 4).
-
-    Raises:
-        ValueError: A mask is empty; the message has its number.
-    """
-    boxes = np.zeros((len(masks), 4), dtype=np.float32)
-    for number, mask in enumerate(masks):
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if len(rows) == 0:
-            raise ValueError(f"Mask {number} of {len(masks)} is empty, so it has no box. Leave empty masks out.")
-        boxes[number] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-    return boxes
-
-
 def jitter_boxes(
     boxes: np.ndarray,
     size: tuple[int, int],
@@ -46,7 +25,7 @@ def jitter_boxes(
     direction: Literal["outward", "both"] = "outward",
     max_fraction: float | None = None,
 ) -> np.ndarray:
-    """Moves each side of each box by a distance drawn uniformly from [low, high] pixels, in any frame.
+    """Move each side of each box by a distance drawn uniformly from [low, high] pixels, in any frame.
 
     The result lies inside the image and never loses its order: an inward move stops where, with the opposite side
     moved just as far, one pixel of the box would be left.
@@ -80,7 +59,7 @@ def jitter_boxes(
 
 
 def resized_size(original_size: tuple[int, int], target: int) -> tuple[int, int]:
-    """(height, width) in the input frame of a SAM of ``target`` pixels, for an image of ``original_size``.
+    """Return (height, width) in the input frame of a SAM of `target` pixels, for an image of `original_size`.
 
     The rule of transformers' SAM image processors: scale by target / longer side and round half up.
 
@@ -93,7 +72,7 @@ def resized_size(original_size: tuple[int, int], target: int) -> tuple[int, int]
 
 
 def to_input_frame(coordinates: np.ndarray, original_size: tuple[int, int], target: int) -> np.ndarray:
-    """Points (..., 2) or boxes (..., 4) from the original frame to the input frame.
+    """Bring points (..., 2) or boxes (..., 4) from the original frame to the input frame.
 
     x and y are scaled by their own ratio of resized to original side, as the resized sides are rounded.
 
@@ -108,17 +87,20 @@ def to_input_frame(coordinates: np.ndarray, original_size: tuple[int, int], targ
     >>> to_input_frame(np.array([0, 0, 640, 480]), (480, 640), 1024)
     array([   0.,    0., 1024.,  768.], dtype=float32)
     """
+    return rescaled(coordinates, original_size, resized_size(original_size, target))
+
+
+def rescaled(coordinates: np.ndarray, original_size: tuple[int, int], resized: tuple[int, int]) -> np.ndarray:
+    """Bring points or boxes to an image resized to `resized`; for callers that know the size, see `to_input_frame`."""
     coordinates = np.asarray(coordinates, dtype=np.float64)
     if coordinates.shape[-1] not in (2, 4):
         raise ValueError(f"Expected points (..., 2) or boxes (..., 4), got an array of shape {coordinates.shape}.")
-    height, width = original_size
-    new_height, new_width = resized_size(original_size, target)
-    scale = np.array([new_width / width, new_height / height] * (coordinates.shape[-1] // 2))
-    return (coordinates * scale).astype(np.float32)
+    ratio = [resized[1] / original_size[1], resized[0] / original_size[0]]
+    return (coordinates * np.array(ratio * (coordinates.shape[-1] // 2))).astype(np.float32)
 
 
 def inside_point(mask: np.ndarray) -> np.ndarray:
-    """The centre of the pixel of ``mask`` that lies furthest from its border, in the mask's own frame.
+    """Return the centre of the pixel of `mask` that lies furthest from its border, in the mask's own frame.
 
     The image's edge counts as border. Of several such pixels it is the first in reading order.
 
@@ -137,7 +119,7 @@ def inside_point(mask: np.ndarray) -> np.ndarray:
 
 
 def random_points(mask: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Centres of ``n`` pixels of ``mask`` drawn at random, in the mask's own frame.
+    """Return the centres of `n` pixels of `mask` drawn at random, in the mask's own frame.
 
     Drawn without replacement while the mask has enough pixels, otherwise with.
 

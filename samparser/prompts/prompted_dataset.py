@@ -1,4 +1,4 @@
-"""Samples as the tensors that SAM trains on."""
+"""Map-style PyTorch data set: samples with their prompts as the tensors that SAM trains on, and their collation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 from samparser.data.dataset import SegmentationDataset
 from samparser.data.sample import DataError, Instance, Sample
 
-from .coordinates import inside_point, jitter_boxes, random_points, resized_size, to_input_frame
+from .coordinates import rescaled, resized_size
+from .make_prompts import make_prompts
 from .resize import resize_instance, resize_mask
 from .settings import PromptSettings
 
@@ -26,12 +27,12 @@ class PromptedDataset(Dataset[dict[str, Any]]):
 
     An item is a dict of
 
-    - ``pixel_values``: float32 (3, S, S), resized, normalised and padded by the processor;
-    - ``input_boxes``: float32 (N, 4), (x0, y0, x1, y1) in the input frame; or, for point prompts,
-      ``input_points``: float32 (N, P, 2), (x, y) in the input frame, and ``input_labels``: int64 (N, P), all 1;
-    - ``masks``: bool (N, S, S) in the input frame, False in the padding;
-    - ``pixel_valid``: bool (S, S), False in the padding and where the sample is void;
-    - ``name``: the sample's.
+    - `pixel_values`: float32 (3, S, S), resized, normalised and padded by the processor;
+    - `input_boxes`: float32 (N, 4), (x0, y0, x1, y1) in the input frame; or, for point prompts,
+      `input_points`: float32 (N, P, 2), (x, y) in the input frame, and `input_labels`: int64 (N, P), all 1;
+    - `masks`: bool (N, S, S) in the input frame, False in the padding;
+    - `pixel_valid`: bool (S, S), False in the padding and where the sample is void;
+    - `name`: the sample's.
 
     N is 0 for an image in which no instance is left; `collate` marks it as having none.
 
@@ -40,8 +41,6 @@ class PromptedDataset(Dataset[dict[str, Any]]):
         processor: transformers' SamProcessor, or its image processor.
         prompts: Kind and size of the prompts.
         seed: Of the randomness.
-        random_prompts: Train with jitter, random points and a new choice of instances in each epoch. False, for
-            evaluation, gives tight boxes, and the same points and instances each time.
     """
 
     def __init__(
@@ -50,21 +49,15 @@ class PromptedDataset(Dataset[dict[str, Any]]):
         processor: Any,
         prompts: PromptSettings | None = None,
         seed: int = 0,
-        random_prompts: bool = True,
     ) -> None:
-        self.dataset, self.prompts, self.seed, self.random_prompts = (
-            dataset,
-            prompts or PromptSettings(),
-            seed,
-            random_prompts,
-        )
+        self.dataset, self.prompts, self.seed = dataset, prompts or PromptSettings(), seed
         self.epoch = 0
         self._images = getattr(processor, "image_processor", processor)
         self.input_size = int(self._images.size["longest_edge"])
         self._warned = False
 
     def set_epoch(self, epoch: int) -> None:
-        """Draws other prompts from here on. Worker processes see it if they start afterwards."""
+        """Draw other prompts from here on. Worker processes see it if they start afterwards."""
         self.epoch = epoch
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
@@ -74,11 +67,12 @@ class PromptedDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.dataset[index]
-        rng = np.random.default_rng([self.seed, self.epoch if self.random_prompts else 0, index % len(self)])
+        rng = np.random.default_rng([self.seed, self.epoch, index % len(self)])
         instances = self._chosen(sample.instances, rng)
         target = self.input_size
-        new_height, new_width = resized_size(sample.size, target)
-        if min(new_height, new_width) == 0:
+        # Computed once; masks, prompts and padding all follow it.
+        resized = resized_size(sample.size, target)
+        if min(resized) == 0:
             raise DataError(
                 f"{sample.name} has {sample.size[1]} x {sample.size[0]} px; resized to {target} px, nothing is left of "
                 f"its shorter side. Cut it into pieces or leave it out."
@@ -86,14 +80,15 @@ class PromptedDataset(Dataset[dict[str, Any]]):
         encoded = self._images(sample.image, return_tensors="pt", input_data_format="channels_last")
         masks = torch.zeros((len(instances), target, target), dtype=torch.bool)
         for mask, instance in zip(masks, instances, strict=True):
-            resize_instance(instance, sample.size, target, out=mask.numpy())
+            resize_instance(instance, sample.size, resized, out=mask.numpy())
         valid = torch.zeros((target, target), dtype=torch.bool)
-        valid[:new_height, :new_width] = True
-        if sample.void is not None:
-            valid[:new_height, :new_width] &= torch.from_numpy(~resize_mask(sample.void, (new_height, new_width)))
+        inside = valid[: resized[0], : resized[1]]
+        inside[:] = True if sample.void is None else torch.from_numpy(~resize_mask(sample.void, resized))
+        self._warn_of_large_jitter(sample, resized)
+        prompts = make_prompts(instances, sample.size, self.prompts, rng, resized=resized)
         return {
             "pixel_values": encoded["pixel_values"][0],
-            **self._prompt(sample, instances, rng),
+            **_as_inputs(prompts),
             "masks": masks,
             "pixel_valid": valid,
             "name": sample.name,
@@ -105,61 +100,36 @@ class PromptedDataset(Dataset[dict[str, Any]]):
             return instances
         return tuple(instances[i] for i in np.sort(rng.choice(len(instances), size=most, replace=False)))
 
-    def _prompt(self, sample: Sample, instances: tuple[Instance, ...], rng: np.random.Generator) -> dict[str, Tensor]:
-        prompts, target = self.prompts, self.input_size
-        if prompts.prompt == "point":
-            points = np.zeros((len(instances), prompts.points, 2), dtype=np.float32)
-            for place, instance in zip(points, instances, strict=True):
-                place[:] = instance.box[:2] + self._points(instance.mask, rng)
-            points = to_input_frame(points, sample.size, target)
-            return {
-                "input_points": torch.from_numpy(points),
-                "input_labels": torch.ones(points.shape[:2], dtype=torch.int64),
-            }
-        boxes = np.array([instance.box for instance in instances], dtype=np.float32).reshape(-1, 4)
-        in_input = prompts.jitter_frame == "input"
-        if in_input:
-            boxes = to_input_frame(boxes, sample.size, target)
-        if self.random_prompts and prompts.jitter_max > 0:
-            self._warn_of_large_jitter(boxes, sample.name)
-            boxes = jitter_boxes(
-                boxes,
-                resized_size(sample.size, target) if in_input else sample.size,
-                prompts.jitter_min,
-                prompts.jitter_max,
-                rng,
-                direction=prompts.jitter_direction,
-                max_fraction=prompts.jitter_max_fraction,
-            )
-        if not in_input:
-            boxes = to_input_frame(boxes, sample.size, target)
-        return {"input_boxes": torch.from_numpy(boxes)}
-
-    def _points(self, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        inside = self.prompts.point_choice == "inside"
-        drawn = random_points(mask, self.prompts.points - inside, rng)
-        return np.concatenate([inside_point(mask)[None], drawn]) if inside else drawn
-
-    def _warn_of_large_jitter(self, boxes: np.ndarray, name: str) -> None:
-        if self._warned or len(boxes) == 0 or self.prompts.jitter_max_fraction is not None:
+    def _warn_of_large_jitter(self, sample: Sample, resized: tuple[int, int]) -> None:
+        prompts = self.prompts
+        if self._warned or not sample.instances or prompts.prompt != "box" or prompts.jitter_max_fraction is not None:
             return
+        boxes = rescaled(sample.boxes, sample.size, resized) if prompts.jitter_frame == "input" else sample.boxes
         side = float(np.median(np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])))
-        if side < self.prompts.jitter_max:
+        if side < prompts.jitter_max:
             self._warned = True
             warnings.warn(
-                f"Box jitter of up to {self.prompts.jitter_max:g} px is large for these objects: the boxes of {name} "
+                f"Box jitter of up to {prompts.jitter_max:g} px is large for these objects: the boxes of {sample.name} "
                 f"have a median shorter side of {side:.0f} px, so a moved box says little about its object. Consider "
                 f"jitter_max_fraction=0.1, or a smaller jitter_max.",
                 stacklevel=3,
             )
 
 
+def _as_inputs(prompts: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """Return prompts under the names of `SamModel.forward`; all points lie on their object."""
+    inputs = {f"input_{kind}": torch.from_numpy(values) for kind, values in prompts.items()}
+    if "points" in prompts:
+        inputs["input_labels"] = torch.ones(prompts["points"].shape[:2], dtype=torch.int64)
+    return inputs
+
+
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Items of `PromptedDataset` as one batch, filled up to one number of instances; ``instance_valid`` says where.
+    """Join items of `PromptedDataset` to one batch, filled up to one number of instances; `instance_valid` says where.
 
     Returns:
         The items' tensors stacked, (B, ...), with N the most instances of any of them but at least 1;
-        ``instance_valid``: bool (B, N); ``names``: list of B strings. A filled-up instance has an empty mask and
+        `instance_valid`: bool (B, N); `names`: list of B strings. A filled-up instance has an empty mask and
         a prompt that SAM accepts: the whole input as its box, or a foreground point at its origin.
     """
     most = max(1, *(len(item["masks"]) for item in items))

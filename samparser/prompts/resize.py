@@ -1,37 +1,40 @@
-"""Masks from the original frame to the input frame, faithful to their area."""
+"""Antialiased resizing of masks from the original frame to the input frame, faithful to their area."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
-from samparser.data.sample import Instance
+from samparser._extras import require
 
-from .coordinates import resized_size
+if TYPE_CHECKING:
+    from samparser.data.sample import Instance
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A bool mask (H, W) at ``size`` = (height, width): True where an antialiased bilinear resize is at least half."""
+    """Return a mask (H, W) at `size` = (height, width): True where an antialiased bilinear resize is at least half."""
     height, width = size
     return _coverage(mask, (width, height), (0.0, 0.0, float(mask.shape[1]), float(mask.shape[0]))) >= 128
 
 
-def resize_instance(instance: Instance, original_size: tuple[int, int], target: int, out: np.ndarray) -> None:
-    """Writes an instance's mask in the input frame into ``out``: `resize_mask` of the full mask, at the box's cost.
+def resize_instance(
+    instance: Instance, original_size: tuple[int, int], resized: tuple[int, int], out: np.ndarray
+) -> None:
+    """Write an instance's mask in the input frame into `out`: `resize_mask` of the full mask, at the box's cost.
 
     An instance too small to cover half of any pixel becomes the pixel that it covers most, so that none is lost.
 
     Args:
         instance: In the original frame.
         original_size: (height, width) of the image.
-        target: Longer side of the input frame.
-        out: bool (target, target), False on entry.
+        resized: (height, width) of the image in the input frame.
+        out: bool (height, width) or larger, False on entry.
     """
     x0, y0, x1, y1 = instance.box
-    across = _Axis(x0, x1, original_size[1], resized_size(original_size, target)[1])
-    down = _Axis(y0, y1, original_size[0], resized_size(original_size, target)[0])
+    across = _Axis(x0, x1, original_size[1], resized[1])
+    down = _Axis(y0, y1, original_size[0], resized[0])
     window = np.pad(instance.mask, ((y0 - down.low, down.high - y1), (x0 - across.low, across.high - x1)))
     coverage = _coverage(
         window,
@@ -66,6 +69,7 @@ class _Axis:
 
 
 def _coverage(mask: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float]) -> np.ndarray:
-    """uint8: 255 times the part of each output pixel that the mask covers. ``size`` is (width, height)."""
-    picture = Image.fromarray(mask.astype(np.uint8) * 255)
-    return np.asarray(picture.resize(size, Image.Resampling.BILINEAR, box=box))
+    """Return 255 times the part of each output pixel that the mask covers, as uint8. `size` is (width, height)."""
+    pillow = require("PIL.Image", "Resizing masks")
+    picture = pillow.fromarray(mask.astype(np.uint8) * 255)
+    return np.asarray(picture.resize(size, pillow.Resampling.BILINEAR, box=box))

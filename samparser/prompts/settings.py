@@ -1,57 +1,49 @@
-"""What SAM is told about each object, as settings."""
+"""Prompt settings: what SAM is told about each object."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
+
+from samparser._options import option
 
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """What tells SAM which object is meant."""
+    """What tells SAM which object is meant.
 
-    prompt: Literal["box", "point"] = field(
-        default="box", metadata={"help": "Prompt each instance with a box or points."}
+    Raises:
+        ValueError: A value is out of its range; the message names the field, the value and the range.
+    """
+
+    prompt: Literal["box", "point"] = option("Prompt each instance with a box or points.", "box")
+    jitter_min: float = option("Each box side moves by at least this many pixels.", 0.0)
+    jitter_max: float = option(
+        "Each box side moves by at most this many pixels, drawn anew in each epoch. 0 turns it off.", 20.0
     )
-    jitter_min: float = field(default=0.0, metadata={"help": "Each box side moves by at least this many pixels."})
-    jitter_max: float = field(
-        default=20.0,
-        metadata={"help": "Each box side moves by at most this many pixels, drawn anew in each epoch. 0 turns it off."},
+    jitter_frame: Literal["original", "input"] = option(
+        "Which pixels jitter is counted in: those of the original image, or those of the image resized to SAM's input "
+        "size. On a 256 px image 20 original pixels are 80 input pixels.",
+        "original",
     )
-    jitter_frame: Literal["original", "input"] = field(
-        default="original",
-        metadata={
-            "help": "Which pixels jitter is counted in: those of the original image, or those of the image resized to "
-            "SAM's input size. On a 256 px image 20 original pixels are 80 input pixels."
-        },
+    jitter_direction: Literal["outward", "both"] = option(
+        "outward: boxes only grow, as in MedSAM, which the paper follows; both: sides move either way.", "outward"
     )
-    jitter_direction: Literal["outward", "both"] = field(
-        default="outward",
-        metadata={
-            "help": "outward: boxes only grow, as in MedSAM, which the paper follows; both: sides move either way."
-        },
+    jitter_max_fraction: float | None = option(
+        "No side moves further than this part of the box's own width or height: 0.1 or 0.2 keeps the boxes of small "
+        "objects meaningful. Default: no such bound, as in the paper.",
+        None,
     )
-    jitter_max_fraction: float | None = field(
-        default=None,
-        metadata={
-            "help": "No side moves further than this part of the box's own width or height: 0.1 or 0.2 keeps the boxes "
-            "of small objects meaningful. Default: no such bound, as in the paper."
-        },
+    points: int = option("Points per instance, for prompt=point.", 1)
+    point_choice: Literal["inside", "random"] = option(
+        "inside: the first point is the one furthest from the mask's border, further ones are random; random: all are "
+        "drawn from the mask.",
+        "inside",
     )
-    points: int = field(default=1, metadata={"help": "Points per instance, for prompt=point."})
-    point_choice: Literal["inside", "random"] = field(
-        default="inside",
-        metadata={
-            "help": "inside: the first point is the one furthest from the mask's border, further ones are random; "
-            "random: all are drawn from the mask."
-        },
-    )
-    max_instances: int | None = field(
-        default=64,
-        metadata={
-            "help": "Use at most this many instances of an image per step, drawn anew in each epoch; bounds memory. "
-            "0: all of them."
-        },
+    max_instances: int | None = option(
+        "Use at most this many instances of an image per step, drawn anew in each epoch; bounds memory. 0: all of "
+        "them.",
+        64,
     )
 
     def __post_init__(self) -> None:

@@ -1,4 +1,6 @@
-"""Masks that need no model, only the box: what a segmenter with box prompts has to be better than."""
+"""Trivial baselines: masks that need no model, only the box, and that a segmenter has to be better than."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 
@@ -6,7 +8,7 @@ import numpy as np
 
 
 def box_masks(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Each box, filled.
+    """Fill each box.
 
     Args:
         boxes: (N, 4), x0, y0, x1, y1 in pixels of the image; x1 and y1 lie behind the last pixel.
@@ -19,7 +21,7 @@ def box_masks(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def ellipse_masks(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The ellipse inscribed in each box; arguments and result as in :func:`box_masks`.
+    """Fill the ellipse inscribed in each box; arguments and result as in `box_masks`.
 
     >>> ellipse_masks(np.array([[0, 0, 4, 3]]), (3, 5))[0].astype(int)
     array([[0, 1, 1, 0, 0],
@@ -32,7 +34,7 @@ def ellipse_masks(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _filled(
     boxes: np.ndarray, size: tuple[int, int], inside: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """Asks ``inside`` of pixel centres, given from -1 to 1 across the box; only within the box, which may be small."""
+    """Ask `inside` of pixel centres, given from -1 to 1 across the box; only within the box, which may be small."""
     masks = np.zeros((len(boxes), *size), dtype=bool)
     for mask, (x0, y0, x1, y1) in zip(masks, np.asarray(boxes, dtype=float), strict=True):
         if x1 <= x0 or y1 <= y0:

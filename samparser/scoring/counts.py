@@ -1,4 +1,6 @@
-"""Counts of a predicted mask against its instance: what every score is computed from."""
+"""Confusion counts of a predicted mask against its instance: what every score is computed from."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,12 +60,12 @@ class InstanceScore:
         return 2 * self.intersection / total if total else float("nan")
 
 
-def score_instances(sample: "Sample", predicted_masks: np.ndarray | Sequence[np.ndarray]) -> list[InstanceScore]:
-    """Scores one predicted mask per instance of a sample.
+def score_instances(sample: Sample, predicted_masks: np.ndarray | Sequence[np.ndarray]) -> list[InstanceScore]:
+    """Score one predicted mask per instance of a sample.
 
     Args:
         sample: Image with its instances, at original size.
-        predicted_masks: bool (N, H, W) in the sample's original frame, in the order of ``sample.instances``.
+        predicted_masks: bool (N, H, W) in the sample's original frame, in the order of `sample.instances`.
 
     Raises:
         ValueError: Number or size of the masks is not that of the sample, or the masks are not bool.

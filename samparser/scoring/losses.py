@@ -1,4 +1,9 @@
-"""The loss of SAM-PARSER's Eq. 5: binary cross-entropy, focal loss and soft Dice, per instance."""
+"""Segmentation loss of SAM-PARSER's Eq. 5: binary cross-entropy, focal loss and soft Dice, per instance.
+
+The same equation pixel by pixel, in a few lines of Python floats, is `tests/reference/losses.py`; the tests compare.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +15,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The loss and its three terms, each a scalar tensor; ``total`` is what to differentiate.
+    """The loss and its three terms, each a scalar tensor; `total` is what to differentiate.
 
-    The terms are unweighted: ``total = (1 - lambda_focal) * ce + lambda_focal * focal + dice``.
+    The terms are unweighted: `total = (1 - lambda_focal) * ce + lambda_focal * focal + dice`.
     """
 
     total: Tensor
@@ -32,9 +37,9 @@ def segmentation_loss(
     alpha: float | None = 0.25,
     dice_smooth: float = 1.0,
 ) -> LossTerms:
-    r"""The loss of SAM-PARSER (Eq. 5), averaged over the pixels of an instance, then over the instances of the batch.
+    r"""Return the loss of SAM-PARSER (Eq. 5), a mean over the pixels of an instance, then over the instances.
 
-    With ``s = sigmoid(logit)``, target ``t`` and the sums running over the valid pixels of one instance::
+    With `s = sigmoid(logit)`, target `t` and the sums running over the valid pixels of one instance:
 
         ce    = mean(-t log s - (1 - t) log(1 - s))
         focal = mean(a_t (1 - s_t)^gamma * ce),  s_t = t s + (1 - t)(1 - s),  a_t = t alpha + (1 - t)(1 - alpha)
@@ -60,7 +65,7 @@ def segmentation_loss(
             medical slices. At 0 the focal term is not computed and is reported as zero.
         gamma: How strongly the focal loss turns away from pixels that are already right; 0 makes it the cross-entropy
             weighted by alpha.
-        alpha: Weight of the foreground in the focal loss, ``1 - alpha`` for the background. 0.25 is the choice of
+        alpha: Weight of the foreground in the focal loss, `1 - alpha` for the background. 0.25 is the choice of
             Lin et al. (https://arxiv.org/abs/1708.02002); None leaves both at 1.
         dice_smooth: Added to numerator and denominator of Dice, in pixels, so that an empty target is defined.
 
@@ -94,10 +99,10 @@ class _Loss(torch.autograd.Function):
         targets: Tensor,
         instance_valid: Tensor,
         pixel_valid: Tensor | None,
-        equation: "_Equation",
+        equation: _Equation,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The whole loss and its three terms; computes the gradient as well where the logits need one."""
+        """Return the whole loss and its three terms; compute the gradient as well where the logits need one."""
         height, width = targets.shape[-2:]
         counted = instance_valid.bool()
         if pixel_valid is not None and bool(
@@ -128,7 +133,7 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        """The kept gradient times that of the whole loss; the terms are for the log and have none."""
+        """Return the kept gradient times that of the whole loss; the terms are for the log and have none."""
         if torch.is_grad_enabled():
             raise RuntimeError("segmentation_loss has no second derivative: call backward without create_graph=True.")
         (gradient,) = ctx.saved_tensors
@@ -136,7 +141,7 @@ class _Loss(torch.autograd.Function):
 
 
 def _gathered(slope: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The derivative (k, h, w) by logits of ``size`` from that by the enlarged ones (k, H, W).
+    """Return the derivative (k, h, w) by logits of `size` from that by the enlarged ones (k, H, W).
 
     Bilinear enlargement is a matrix along each side; two products with them take half the time of torch's backward.
     """
@@ -161,10 +166,10 @@ class _Equation:
     def apply(
         self, x: Tensor, t: Tensor, weight: Tensor | None, *, with_gradient: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Terms (3, k) of k instances, and the derivative (k, h, w) of each one's total by its logits.
+        """Return terms (3, k) of k instances, and the derivative (k, h, w) of each one's total by its logits.
 
-        ``x`` and ``t`` (k, h, w) are overwritten: at input size a map takes 4 MB, so few are held at one time.
-        ``weight`` (k, h, w) is bool or from 0 to 1.
+        `x` and `t` (k, h, w) are overwritten: at input size a map takes 4 MB, so few are held at one time.
+        `weight` (k, h, w) is bool or from 0 to 1.
         """
         if weight is None:
             pixels = x.new_full(x.shape[:1], x.shape[-2] * x.shape[-1])
@@ -196,7 +201,7 @@ class _Equation:
         return torch.stack([mean_ce, mean_focal, dice]), slope if with_gradient else None
 
     def _focal(self, s: Tensor, t: Tensor, ce: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
-        """The focal loss of each pixel, which takes the place of ``ce``, and its derivative by the logit."""
+        """Return the focal loss of each pixel, which takes the place of `ce`, and its derivative by the logit."""
         # 1 - s_t, also for soft targets. At 0 the power has an infinite slope for gamma < 1; the clamp gives saturated
         # pixels no gradient instead.
         missed = (s * t).mul_(-2).add_(s).add_(t).clamp_(min=torch.finfo(s.dtype).tiny)

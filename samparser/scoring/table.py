@@ -1,4 +1,6 @@
-"""Scores of a data set: every average of the per-instance counts, each with its definition."""
+"""Score table: IoU, F1 (= Dice) and volume DSC of a data set in every usual average, each with its definition."""
+
+from __future__ import annotations
 
 import csv
 import io
@@ -11,9 +13,8 @@ from typing import Any
 
 from samparser._files import write_text
 
-from .counts import InstanceScore, score_instances
-
-__all__ = ["DEFINITIONS", "InstanceScore", "ScoreTable", "score_instances"]
+from .counts import InstanceScore
+from .report import report
 
 _COLUMNS = (
     "image",
@@ -30,14 +31,16 @@ _COLUMNS = (
 )
 
 DEFINITIONS = {
-    "instance_image_mean": "IoU and F1 (= Dice) of each instance at original image size, mean over the instances of an "
-    "image, then mean over images. The primary score.",
-    "instance_mean": "The same per-instance IoU and F1, mean over all instances of the data set at once.",
-    "class_mean": "Mean over the instances of a class, then mean over the classes that occur.",
-    "global_pixels": "Intersections, unions and areas summed over all instances first, then one ratio: large objects "
-    "weigh most.",
+    "instance_image_mean": "The primary score: IoU and F1 (= Dice) of each instance at original image size, mean over "
+    "the instances of an image, then mean over images (samplewise macro, with an instance as the class).",
+    "instance_mean": "The same per-instance IoU and F1, mean over all instances of the data set at once: macro over "
+    "instances.",
+    "class_mean": "Mean over the instances of a class, then mean over the classes that occur: macro over classes.",
+    "global_pixels": "Intersections, unions and areas summed over all instances first, then one ratio: global micro. "
+    "Large objects weigh most.",
     "volume_dsc": "Dice of an organ over the pixels of all scored slices of a volume, mean over the organs of the "
-    "volume, then mean over volumes. Slices in which an organ was not prompted do not enter.",
+    "volume, then mean over volumes: samplewise macro, with a volume as the sample. Slices in which an organ was not "
+    "prompted do not enter.",
     "not_counted": "Instances (and organs of a volume) that are empty in truth and in prediction have no ratio and "
     "enter no mean.",
 }
@@ -46,12 +49,14 @@ DEFINITIONS = {
 class ScoreTable:
     """Per-instance scores of a data set and their averages.
 
-    Rows are kept as integer counts and sums are exactly rounded (``math.fsum``), so the order of the rows, and how
-    they were spread over processes, does not change a single bit of any average.
+    Rows are kept as integer counts and sums are exactly rounded (`math.fsum`), so the order of the rows, and how
+    they were spread over processes, does not change a single bit of any average. Tables are equal if their rows and
+    classes are.
 
     Args:
         rows: One row per instance; an (image, instance) pair may occur once.
         classes: Names of the class ids; an id without a name goes by its number.
+        prompt: What each instance was prompted with, as a sentence to stand beside the definitions.
 
     Raises:
         ValueError: The same instance of the same image occurs twice.
@@ -64,8 +69,10 @@ class ScoreTable:
         (0.667, 0.75)
     """
 
-    def __init__(self, rows: Iterable[InstanceScore], classes: Mapping[int, str] | None = None) -> None:
-        self.classes = dict(classes or {})
+    def __init__(
+        self, rows: Iterable[InstanceScore], classes: Mapping[int, str] | None = None, prompt: str | None = None
+    ) -> None:
+        self.classes, self.prompt = dict(classes or {}), prompt
         self.rows = tuple(sorted(rows, key=_key))
         for before, after in zip(self.rows, self.rows[1:], strict=False):
             if _key(before) == _key(after):
@@ -91,26 +98,30 @@ class ScoreTable:
         return _mean(_mean(organs.values()) for organs in self.volume_dice().values())
 
     def image_scores(self) -> dict[str, tuple[float, float]]:
-        """Mean IoU and mean F1 over the instances of each image that has a counted instance."""
+        """Return mean IoU and mean F1 over the instances of each image that has a counted instance."""
         return {image: _means(rows) for image, rows in _group(self._counted, lambda row: row.image).items()}
 
     def volume_dice(self) -> dict[str, dict[int, float]]:
-        """Dice of each organ (by class id) over each whole volume; organs empty in truth and prediction left out."""
+        """Return Dice by volume and class id of the organ, over whole volumes; organs without a ratio are left out."""
         volumes: dict[str, dict[int, float]] = {}
         in_volume = (row for row in self._counted if row.volume is not None)
         for (volume, class_id), rows in _group(in_volume, lambda row: (row.volume, row.class_id)).items():
             volumes.setdefault(volume, {})[class_id] = _pixel_ratios(rows)[1]
         return volumes
 
-    def merge(self, *others: "ScoreTable") -> "ScoreTable":
-        """Joins tables of several processes; the order does not matter.
+    def merge(self, *others: ScoreTable) -> ScoreTable:
+        """Join tables of several processes; the order does not matter.
 
         Rows that are equal in every number count once: samplers repeat a few images so that all processes have
         equally many.
 
         Raises:
-            ValueError: Two tables hold different counts for one instance, or name a class differently.
+            ValueError: Two tables hold different counts for one instance, name a class differently, or were made with
+                different prompts.
         """
+        prompts = {table.prompt for table in (self, *others)} - {None}
+        if len(prompts) > 1:
+            raise ValueError(f"The tables were made with different prompts, {sorted(map(str, prompts))}: no average.")
         rows: dict[tuple[str, str], InstanceScore] = {}
         classes: dict[int, str] = {}
         for table in (self, *others):
@@ -127,12 +138,12 @@ class ScoreTable:
                         f"Instance {row.instance} of {row.image} has different counts in two tables, {known} and "
                         f"{row}: they come from different models or data sets and have no common average."
                     )
-        return ScoreTable(rows.values(), dict(sorted(classes.items())))
+        return ScoreTable(rows.values(), dict(sorted(classes.items())), next(iter(prompts), None))
 
     def summary(self) -> dict[str, Any]:
-        """All averages as plain numbers from 0 to 1, under the names that :meth:`definitions` explains.
+        """Return all averages as plain numbers from 0 to 1, under the names that `definitions` explains.
 
-        Means over nothing are not-a-number. ``volume_dsc`` is there only when rows belong to volumes.
+        Means over nothing are not-a-number. `volume_dsc` is there only when rows belong to volumes.
         """
         per_class = {
             self._class_name(class_id): {"instances": len(rows), **_pair(*_means(rows))}
@@ -164,12 +175,13 @@ class ScoreTable:
         return result
 
     def definitions(self) -> dict[str, str]:
-        """What each average of :meth:`summary` means, in a sentence to print beside it."""
+        """Return what each average of `summary` means, in a sentence to print beside it, and the prompt if known."""
         summary = self.summary()
-        return {name: text for name, text in DEFINITIONS.items() if name in summary}
+        prompt = {} if self.prompt is None else {"prompt": self.prompt}
+        return {name: text for name, text in DEFINITIONS.items() if name in summary} | prompt
 
     def to_csv(self, path: str | Path) -> None:
-        """Writes one line per instance, sorted by image and instance; IoU and F1 from 0 to 1, empty if undefined."""
+        """Write one line per instance, sorted by image and instance; IoU and F1 from 0 to 1, empty if undefined."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(_COLUMNS)
@@ -181,8 +193,8 @@ class ScoreTable:
         write_text(path, buffer.getvalue())
 
     @classmethod
-    def from_csv(cls, path: str | Path) -> "ScoreTable":
-        """Reads what :meth:`to_csv` wrote; ratios are computed again from the counts.
+    def from_csv(cls, path: str | Path) -> ScoreTable:
+        """Read what `to_csv` wrote; ratios are computed again from the counts.
 
         Raises:
             ValueError: The file lacks columns, or holds something that is not a count.
@@ -212,7 +224,7 @@ class ScoreTable:
         return cls(rows, classes)
 
     def to_json(self, path: str | Path) -> None:
-        """Writes the averages with their definitions; a mean over nothing becomes null."""
+        """Write the averages with their definitions; a mean over nothing becomes null."""
         content = {"scores": _without_nan(self.summary()), "definitions": self.definitions()}
         write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -227,9 +239,7 @@ class ScoreTable:
     __hash__ = None  # type: ignore[assignment]
 
     def __str__(self) -> str:
-        from .report import report
-
-        return report(self)
+        return report(self.summary(), self.definitions())
 
     @property
     def _counted(self) -> list[InstanceScore]:

@@ -6,10 +6,11 @@ This room sees which parameters require a gradient and never asks which method m
 from samparser._memory import OutOfMemoryError
 
 from .before import verdict
+from .eval_settings import EvalSettings
 from .evaluation import evaluate, evaluate_baselines
 from .fit import TrainResult, train
 from .run_folder import RunFolder, RunFolderError
-from .settings import RECIPES, EvalSettings, TrainSettings
+from .settings import RECIPES, TrainSettings
 from .trainer import SamTrainer
 
 __all__ = [

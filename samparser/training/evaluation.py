@@ -1,4 +1,6 @@
-"""Scores of a model on a data set, the same on one process as on many."""
+"""Evaluation loop: scores of a model on a data set, the same on one process as on many."""
+
+from __future__ import annotations
 
 import os
 from collections.abc import Sequence
@@ -13,12 +15,11 @@ from torch import nn
 
 from samparser._memory import SCORING, advising
 from samparser.prediction.predictor import predict
-from samparser.prompts.coordinates import jitter_boxes
+from samparser.prompts import make_prompts
 from samparser.sam.lean import lean_decoder
-from samparser.scoring.baselines import box_masks, ellipse_masks
-from samparser.scoring.table import ScoreTable, score_instances
+from samparser.scoring import ScoreTable, box_masks, ellipse_masks, score_instances
 
-from .settings import EvalSettings
+from .eval_settings import EvalSettings
 
 if TYPE_CHECKING:
     from samparser.data import Sample
@@ -26,53 +27,49 @@ if TYPE_CHECKING:
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def prompts_for(sample: "Sample", index: int, settings: EvalSettings) -> np.ndarray:
-    """The box prompts of an image: tight boxes, or jittered ones that depend on seed and index only.
+def prompts_for(sample: Sample, index: int, settings: EvalSettings) -> dict[str, Any]:
+    """Return the prompts of an image, which depend on the settings, their seed and the image's index only.
 
     Returns:
-        Boxes of shape (N, 4), float32, original frame.
+        `{"boxes": (N, 4)}` or `{"points": (N, P, 2)}` in the original frame, as `predict` takes them.
     """
-    boxes = sample.boxes
-    if settings.eval_jitter == 0:
-        return boxes
     rng = np.random.default_rng([settings.eval_seed, index])
-    return jitter_boxes(boxes, sample.size, 0, settings.eval_jitter, rng)
+    return make_prompts(sample.instances, sample.size, settings.prompt_settings(), rng)
 
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
     processor: Any,
-    dataset: "Sequence[Sample]",
+    dataset: Sequence[Sample],
     settings: EvalSettings | None = None,
     *,
     limit: int | None = None,
     process: tuple[int, int] | None = None,
     progress: bool = True,
 ) -> ScoreTable:
-    """Segments every instance of a data set from its box and scores the masks at original size.
+    """Segment every instance of a data set from its box, or from points on it, and score the masks at original size.
 
-    The mask decoder works as in :func:`~samparser.sam.lean_decoder`, so logits equal those of
-    :func:`~samparser.prediction.predict` up to rounding.
+    The mask decoder works as in `samparser.sam.lean_decoder`, so logits equal those of `predict` up to rounding.
 
     Args:
         model: A SamModel, or a PEFT model around one.
         processor: The model's SamProcessor.
-        dataset: Samples with instances, see :mod:`samparser.data`.
-        settings: Chunk size, jitter of the boxes and precision; by default tight boxes in float32.
+        dataset: Samples with instances, see `samparser.data`.
+        settings: Kind of prompt, its randomness, chunk size and precision; by default tight boxes in float32.
         limit: Score the first so many images only.
-        process: ``(rank, world size)`` scores every world-size-th image only and returns that part. Not given, the
-            processes that ``accelerate launch`` started share the work and each gets the whole table, which is exactly
+        process: `(rank, world size)` scores every world-size-th image only and returns that part. Not given, the
+            processes that `accelerate launch` started share the work and each gets the whole table, which is exactly
             that of one process.
         progress: Show a progress bar (on rank 0).
 
+    Returns:
+        One row per instance; `str()` of the table prints all averages with their definitions and the prompt.
+
     Raises:
         OutOfMemoryError: The device's memory did not suffice; the message names the settings that need less.
-
-    Returns:
-        One row per instance; ``str()`` of the table prints all averages with their definitions.
     """
-    settings = settings or EvalSettings()
+    settings = (settings or EvalSettings()).resolved()
     together = process is None and int(os.environ.get("WORLD_SIZE", "1")) > 1
     if together:
         state = PartialState()
@@ -94,32 +91,37 @@ def evaluate(
         with autocast, advising(SCORING), lean_decoder(model):
             for index in indices:
                 sample = dataset[index]
-                boxes = prompts_for(sample, index, settings)
-                masks = predict(model, processor, sample.image, boxes=boxes, batch=settings.eval_batch)
+                prompts = prompts_for(sample, index, settings)
+                masks = predict(model, processor, sample.image, batch=settings.eval_batch, **prompts)
                 rows.extend(score_instances(sample, masks))
     finally:
         model.train(was_training)
     if together:
         rows = gather_object(rows)
-    return ScoreTable(rows, classes=getattr(dataset, "classes", None))
+    return ScoreTable(rows, classes=getattr(dataset, "classes", None), prompt=settings.described())
 
 
 def evaluate_baselines(
-    dataset: "Sequence[Sample]", settings: EvalSettings | None = None, *, limit: int | None = None
+    dataset: Sequence[Sample], settings: EvalSettings | None = None, *, limit: int | None = None
 ) -> dict[str, ScoreTable]:
-    """Scores of two answers that need no model, given the boxes that :func:`evaluate` gives the model.
+    """Score two answers that need no model, given the boxes that `evaluate` gives the model.
 
     A model that is not above them adds nothing to its prompt, however high its scores look.
 
     Returns:
-        ``"box"``, the box itself as the mask, and ``"ellipse"``, the ellipse inscribed in it.
+        `"box"`, the box itself as the mask, and `"ellipse"`, the ellipse inscribed in it.
+
+    Raises:
+        ValueError: The settings ask for points, from which no mask can be made without a model.
     """
-    settings = settings or EvalSettings()
+    settings = (settings or EvalSettings()).resolved()
+    if settings.eval_prompt == "point":
+        raise ValueError("The baselines fill the box of an instance, and eval_prompt is 'point'; give eval_prompt box.")
     rows: dict[str, list[Any]] = {"box": [], "ellipse": []}
     for index in range(min(len(dataset), limit or len(dataset))):
         sample = dataset[index]
-        boxes = prompts_for(sample, index, settings)
+        boxes = prompts_for(sample, index, settings)["boxes"]
         rows["box"] += score_instances(sample, box_masks(boxes, sample.size))
         rows["ellipse"] += score_instances(sample, ellipse_masks(boxes, sample.size))
     classes = getattr(dataset, "classes", None)
-    return {name: ScoreTable(own, classes=classes) for name, own in rows.items()}
+    return {name: ScoreTable(own, classes=classes, prompt=settings.described()) for name, own in rows.items()}

@@ -24,10 +24,11 @@ from samparser.scoring.table import ScoreTable
 from .before import ScoreBefore, scores_before
 from .caching import fed_from, images_of, open_cache
 from .callbacks import CheckpointMark, EpochToDataset, JsonLinesLog, LogBeforeCheckpoint, ProgressBar
+from .eval_settings import EvalSettings
 from .leakage import shared_image
 from .report import add_scores_to_card, draw_figures
 from .run_folder import RunFolder
-from .settings import EvalSettings, TrainSettings
+from .settings import TrainSettings
 from .trainer import SamTrainer, trained_parameters
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def train(
         settings: See :class:`TrainSettings`; open values come from the recipe.
         output: The run folder; see :class:`RunFolder` for what is in it.
         prompts: Box or point prompts and their jitter, :class:`samparser.prompts.PromptSettings`.
-        eval_settings: How the validation images are scored.
+        eval_settings: How the validation images are scored; by default with the kind of prompt of `prompts`.
         resume: Go on from the last whole checkpoint of ``output``.
         overwrite: Delete a run that is already in ``output``.
         context: Whatever else decides the result (model name, method, data), so that resuming compares it too.
@@ -190,7 +191,8 @@ def train(
         OutOfMemoryError: The device's memory did not suffice; the message names the settings that need less.
     """
     settings = (settings or TrainSettings()).resolved()
-    prompts, eval_settings = prompts or PromptSettings(), eval_settings or EvalSettings()
+    prompts = prompts or PromptSettings()
+    eval_settings = (eval_settings or EvalSettings()).resolved(prompts)
     _check(model, train_set, settings, eval_set)
     cache = open_cache(model, processor, settings)
     images = images_of(train_set, eval_set, settings)
@@ -317,5 +319,5 @@ def _write_results(
                 chosen_by=trainer.settings.metric if chosen else None,
             )
     if figures:
-        draw_figures(folder, model, trainer.processor, trainer.eval_dataset, scores)
+        draw_figures(folder, model, trainer.processor, trainer.eval_dataset, scores, trainer.eval_settings)
     write_text(folder.path / "finished.json", json.dumps({"steps": trainer.state.global_step, **metrics}, indent=2))

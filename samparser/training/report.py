@@ -15,6 +15,8 @@ from samparser.scoring.table import ScoreTable
 from samparser.tuner import coefficient_parameters, coefficients
 
 from .before import verdict
+from .eval_settings import EvalSettings
+from .evaluation import prompts_for
 from .run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ def draw_figures(
     processor: Any,
     dataset: "Sequence[Sample] | None" = None,
     scores: ScoreTable | None = None,
+    eval_settings: EvalSettings | None = None,
 ) -> list[Path]:
     """Draws the curves of the run, the coefficients before and after, and its best, median and worst image.
 
@@ -39,6 +42,7 @@ def draw_figures(
         processor: The model's SamProcessor.
         dataset: The samples that ``scores`` are of; with both, panels are drawn.
         scores: The final scores.
+        eval_settings: How they were prompted.
 
     Returns:
         The files that were written.
@@ -54,24 +58,28 @@ def draw_figures(
         if len(pairs) <= 6:
             written.append(spectra(before, after, folder.figures / "spectra.png"))
     if dataset is not None and scores is not None and scores.image_scores():
-        rows = _panels(model, processor, dataset, scores)
+        rows = _panels(model, processor, dataset, scores, eval_settings or EvalSettings())
         written.append(draw_panels(rows, folder.figures / "best-median-worst.png"))
     return written
 
 
-def _panels(model: nn.Module, processor: Any, dataset: "Sequence[Sample]", scores: ScoreTable) -> list[Panel]:
+def _panels(
+    model: nn.Module, processor: Any, dataset: "Sequence[Sample]", scores: ScoreTable, eval_settings: EvalSettings
+) -> list[Panel]:
     wanted = best_median_worst(scores)
     names = list(getattr(dataset, "names", None) or [dataset[i].name for i in range(len(dataset))])
     disable = getattr(model, "disable_adapter", None)
     variants: dict[str, Any] = {"base": disable, "tuned": nullcontext} if disable else {"tuned": nullcontext}
     rows = []
     for title, name in wanted.items():
-        sample = dataset[names.index(name)]
+        index = names.index(name)
+        sample = dataset[index]
+        prompts = prompts_for(sample, index, eval_settings)
         masks = {}
         for variant, context in variants.items():
             applied: AbstractContextManager[Any] = context()
             with applied:
-                masks[variant] = predict(model, processor, sample.image, boxes=sample.boxes)
+                masks[variant] = predict(model, processor, sample.image, **prompts)
         rows.append(Panel(sample.image, sample.masks, masks, f"{title}: {name}"))
     return rows
 

@@ -1,6 +1,6 @@
-"""What a training or an evaluation run is told: one dataclass each, every field with its help text.
+"""What a training run is told: a dataclass in which every field has its help text.
 
-The dataclasses are read by :class:`transformers.HfArgumentParser`, so each field is also an option of the command line.
+It is read by :class:`transformers.HfArgumentParser`, so each field is also an option of the command line.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -138,19 +138,3 @@ class TrainSettings:
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, for ``settings.json``."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class EvalSettings:
-    """How to score a model on a data set."""
-
-    eval_batch: int = _option(32, "Prompts decoded together; bounds the memory, does not change the scores.")
-    eval_jitter: int = _option(0, "Move each side of the box by 0 to so many pixels; 0: tight boxes, as usual.")
-    eval_seed: int = _option(0, "Seed of the jitter.")
-    eval_precision: Literal["fp32", "bf16", "fp16"] = _option("fp32", "Autocast type of the forward pass.")
-
-    def __post_init__(self) -> None:
-        if self.eval_batch < 1:
-            raise ValueError(f"eval_batch is {self.eval_batch}; it must be at least 1.")
-        if self.eval_jitter < 0:
-            raise ValueError(f"eval_jitter is {self.eval_jitter}; it must not be negative.")

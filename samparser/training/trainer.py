@@ -13,8 +13,9 @@ from samparser.scoring.losses import LossTerms, segmentation_loss
 from samparser.scoring.table import ScoreTable
 from samparser.tuner import coefficient_parameters
 
+from .eval_settings import EvalSettings
 from .evaluation import evaluate
-from .settings import EvalSettings, TrainSettings
+from .settings import TrainSettings
 
 _PROMPTS = ("input_boxes", "input_points", "input_labels")
 

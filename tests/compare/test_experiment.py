@@ -93,6 +93,26 @@ def test_settings_come_from_the_experiment_then_the_data_set_then_the_row(change
     assert (settings.epochs, settings.learning_rate, settings.weight_decay) == (1, 0.25, 1.0)
 
 
+def test_a_cell_is_scored_with_the_kind_of_prompt_that_it_trains_with_unless_another_is_named(changed):
+    def with_points(content):
+        content["prompts"] = {"prompt": "point", "points": 3}
+        content["methods"][1]["prompts"] = {"prompt": "box"}
+
+    experiment = parse_experiment(changed(with_points))
+    source = experiment.source("toy")
+    by_row = {row.name: experiment.eval_settings(source, row) for row in experiment.methods}
+    assert {name: scoring.eval_prompt for name, scoring in by_row.items()} == {
+        "zero-shot": "point",
+        "decoder": "box",
+        "samparser": "point",
+    }
+    assert by_row["zero-shot"].eval_points == 3
+    named = parse_experiment(
+        changed(lambda content: (with_points(content), content.update(evaluation={"eval_prompt": "box"})))
+    )
+    assert {named.eval_settings(source, row).eval_prompt for row in named.methods} == {"box"}
+
+
 def test_a_selection_keeps_the_reference_and_goes_on_counting_seeds(experiment):
     chosen = select(experiment, data=["toy"], rows=["zero-shot"], seeds=3)
     assert [row.name for row in chosen.methods] == ["zero-shot", "decoder"]

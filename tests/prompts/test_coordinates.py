@@ -9,7 +9,6 @@ from samparser.prompts.coordinates import (
     jitter_boxes,
     random_points,
     resized_size,
-    tight_boxes,
     to_input_frame,
 )
 
@@ -25,23 +24,6 @@ def boxes_and_size(draw):
 
 
 directions = st.sampled_from(["outward", "both"])
-
-
-def test_a_tight_box_touches_the_mask_on_each_side():
-    masks = np.zeros((2, 10, 12), dtype=bool)
-    masks[0, 2:5, 3:9] = True
-    masks[1, 9, 11] = True
-    boxes = tight_boxes(masks)
-    assert boxes.dtype == np.float32
-    assert boxes.tolist() == [[3, 2, 9, 5], [11, 9, 12, 10]]
-    assert tight_boxes(np.zeros((0, 4, 4), dtype=bool)).shape == (0, 4)
-
-
-def test_an_empty_mask_has_no_box():
-    masks = np.ones((3, 4, 4), dtype=bool)
-    masks[1] = False
-    with pytest.raises(ValueError, match="Mask 1 of 3 is empty"):
-        tight_boxes(masks)
 
 
 @given(boxes_and_size(), st.integers(0, 2**32), directions, st.sampled_from([None, 0.0, 0.3]))

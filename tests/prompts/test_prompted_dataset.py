@@ -22,10 +22,9 @@ def sample(count: int, size=(48, 96), name="x", void=None) -> Sample:
 
 
 def prompted(samples, processor, **settings):
-    random = settings.pop("random_prompts", True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return PromptedDataset(samples, processor, PromptSettings(**settings), seed=3, random_prompts=random)
+        return PromptedDataset(samples, processor, PromptSettings(**settings), seed=3)
 
 
 QUIET = {"jitter_max": 8.0}
@@ -57,8 +56,8 @@ def test_void_pixels_are_not_valid(tiny_processor):
     assert item["pixel_valid"][:32].sum() == 32 * 64 - 32 * 20
 
 
-def test_without_random_prompts_boxes_are_tight_around_their_masks(tiny_processor):
-    data = prompted([sample(3)], tiny_processor, random_prompts=False)
+def test_without_jitter_boxes_are_tight_around_their_masks(tiny_processor):
+    data = prompted([sample(3)], tiny_processor, jitter_max=0.0)
     item = data[0]
     assert torch.allclose(item["input_boxes"][1], torch.tensor([5.0, 20, 17, 30]) * (64 / 96))
     for mask, box in zip(item["masks"], item["input_boxes"], strict=True):
@@ -70,7 +69,7 @@ def test_without_random_prompts_boxes_are_tight_around_their_masks(tiny_processo
 
 
 def test_jitter_is_counted_in_the_frame_that_was_asked_for(tiny_processor):
-    tight = prompted([sample(3)], tiny_processor, random_prompts=False)[0]["input_boxes"]
+    tight = prompted([sample(3)], tiny_processor, jitter_max=0.0)[0]["input_boxes"]
     for frame, scale in (("original", 64 / 96), ("input", 1.0)):
         data = prompted([sample(3)], tiny_processor, jitter_min=4.0, jitter_max=4.0, jitter_frame=frame)
         moves = (data[0]["input_boxes"] - tight).abs()
@@ -173,7 +172,8 @@ def test_large_jitter_on_small_objects_is_warned_of_once(tiny_processor):
         warnings.simplefilter("error")
         data[0]
         PromptedDataset([sample(2)], tiny_processor, PromptSettings(jitter_max_fraction=0.1))[0]
-        PromptedDataset([sample(2)], tiny_processor, random_prompts=False)[0]
+        PromptedDataset([sample(2)], tiny_processor, PromptSettings(jitter_max=0.0))[0]
+        PromptedDataset([sample(2)], tiny_processor, PromptSettings(prompt="point"))[0]
 
 
 def test_a_prompted_data_set_can_be_sent_to_another_process(tiny_processor, coco_root):

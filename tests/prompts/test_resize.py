@@ -34,7 +34,7 @@ def test_resizing_within_the_box_equals_resizing_the_whole_mask(mask, target):
     if min(height, width) < 2:
         return
     out = np.zeros((target, target), dtype=bool)
-    resize_instance(instance, mask.shape, target, out)
+    resize_instance(instance, mask.shape, (height, width), out)
     coverage = interpolated(mask, (height, width))
     # Pillow works in 8 bits: only pixels that are half covered, to that precision, may differ.
     clear = np.abs(coverage - 0.5) > 0.02
@@ -60,7 +60,7 @@ def test_the_area_keeps_its_share_of_the_image():
     disc = (rows - 140) ** 2 + (columns - 230) ** 2 < 90**2
     for target in (64, 256, 1024):
         out = np.zeros((target, target), dtype=bool)
-        resize_instance(Instance.from_mask(disc, 1, "a"), disc.shape, target, out)
+        resize_instance(Instance.from_mask(disc, 1, "a"), disc.shape, resized_size(disc.shape, target), out)
         scale = target / 400
         assert abs(out.sum() / (disc.sum() * scale**2) - 1) < 0.02
 
@@ -69,5 +69,5 @@ def test_an_instance_smaller_than_half_a_pixel_becomes_one_pixel():
     mask = np.zeros((640, 640), dtype=bool)
     mask[325, 107] = True
     out = np.zeros((64, 64), dtype=bool)
-    resize_instance(Instance.from_mask(mask, 1, "a"), mask.shape, 64, out)
+    resize_instance(Instance.from_mask(mask, 1, "a"), mask.shape, (64, 64), out)
     assert np.argwhere(out).tolist() == [[32, 10]]

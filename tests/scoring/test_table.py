@@ -204,6 +204,31 @@ def test_the_printed_table_explains_every_number():
     assert max(map(len, text.splitlines())) <= 100
 
 
+def test_each_average_is_printed_and_defined_with_the_name_that_the_field_has_for_it():
+    table = ScoreTable(random_rows(2, volumes=True))
+    lines, definitions = str(table).splitlines(), table.definitions()
+    for average, title, name in (
+        ("instance_image_mean", "instance-image mean", "samplewise macro"),
+        ("instance_mean", "all-instance mean", "macro over instances"),
+        ("class_mean", "class mean", "macro over classes"),
+        ("global_pixels", "global pixels", "global micro"),
+    ):
+        assert name in definitions[average]
+        (row,) = [line for line in lines if line.startswith(f"{title} ")]
+        assert row.endswith(f"   {name}")
+    assert "samplewise macro" in definitions["volume_dsc"]
+
+
+def test_the_prompt_stands_beside_the_definitions_and_tables_of_two_prompts_are_not_merged(tmp_path):
+    tight, loose = ScoreTable([row()], prompt="The tight box."), ScoreTable([row("b")], prompt="A loose box.")
+    tight.to_json(tmp_path / "scores.json")
+    assert json.loads((tmp_path / "scores.json").read_text())["definitions"]["prompt"] == "The tight box."
+    assert str(tight).endswith("\nprompt: The tight box.")
+    assert tight.merge(ScoreTable([row("b")])).prompt == "The tight box."
+    with pytest.raises(ValueError, match=r"different prompts, \['A loose box.', 'The tight box.'\]"):
+        tight.merge(loose)
+
+
 def test_an_empty_table_has_undefined_scores_and_still_prints_and_saves(tmp_path):
     table = ScoreTable([])
     assert math.isnan(table.miou)
