@@ -99,9 +99,7 @@ class SamPredictor:
         prompts, number = self._prompts(boxes, points, labels, batch)
         return self._masks(prompts, number, threshold, batch)
 
-    def _masks(
-        self, prompts: dict[str, Tensor], number: int, threshold: float, batch: int
-    ) -> Iterator[CroppedMask]:
+    def _masks(self, prompts: dict[str, Tensor], number: int, threshold: float, batch: int) -> Iterator[CroppedMask]:
         resizer = MaskResizer(self._images, self._size)
         for plane in self._decode(prompts, number, batch):
             x, y, mask = resizer.mask(plane, threshold)

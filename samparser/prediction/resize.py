@@ -57,13 +57,11 @@ class MaskResizer:
         wide = plane[:, low] * (1 - part) + plane[:, high] * part
         step = max(1, _PIECE // max(1, columns[1] - columns[0]))
         for start in range(rows[0], rows[1], step):
-            low, high, part = _neighbours(
-                start, min(start + step, rows[1]), self._inner[0], self.size[0], plane.device
-            )
+            low, high, part = _neighbours(start, min(start + step, rows[1]), self._inner[0], self.size[0], plane.device)
             yield columns[0], start, wide[low] * (1 - part[:, None]) + wide[high] * part[:, None]
 
     def mask(self, plane: Tensor, threshold: float) -> tuple[int, int, np.ndarray]:
-        """Return (x, y, bool (rows, columns)): the part of the mask above a threshold, in a box that holds all of it."""
+        """Return (x, y, bool (rows, columns)): a part of the mask above a threshold that holds all of it."""
         parts = [(x, y, (piece > threshold).cpu().numpy()) for x, y, piece in self.pieces(plane, threshold)]
         if not parts:
             return 0, 0, np.zeros((0, 0), dtype=bool)
