@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +10,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from samparser._files import replacing
+from samparser._files import remove_abandoned, replacing
 from samparser._hashing import sha256_of
 
 _NAME = "features"
-_ABANDONED_AFTER = 3600.0
 
 
 class FeaturesError(RuntimeError):
@@ -119,10 +117,8 @@ class FeatureStore:
         return len(sizes), sum(sizes)
 
     def remove_abandoned(self) -> None:
-        """Delete temporary files that a killed process left an hour ago or earlier."""
-        for path in self.folder.glob("??/.*.tmp.safetensors"):
-            if time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
-                path.unlink(missing_ok=True)
+        """Delete temporary files that a killed process left an hour ago or earlier; several may fill one folder."""
+        remove_abandoned(self.folder)
 
 
 _REFILL = (

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from samparser.prediction import generate_masks, predict, predict_files
+from samparser.prediction import predict, predict_files
 from samparser.prediction.files import find_images
 
 BOXES = {"a.png": [[2, 3, 30, 28], [0, 0, 40, 30]], "sub/b.jpg": [[5, 5, 20, 20]]}
@@ -36,7 +36,14 @@ def test_boxes_of_a_file_become_labels_overlays_and_coco_masks(tiny_sam, tiny_pr
         written = predict_files(tiny_sam, tiny_processor, [images], out, boxes=boxes, progress=False)
     assert written == [out / "masks" / "a.png", out / "masks" / "sub" / "b.png"]
     files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
-    assert files == ["masks.json", "masks/a.png", "masks/sub/b.png", "overlays/a.png", "overlays/sub/b.png"]
+    assert files == [
+        "masks.json",
+        "masks/a.png",
+        "masks/sub/b.png",
+        "overlays/a.png",
+        "overlays/sub/b.png",
+        "predicted.jsonl",
+    ]
     coco = COCO(out / "masks.json")
     assert [image["file_name"] for image in coco.loadImgs(coco.getImgIds())] == list(BOXES)
     image = np.array(Image.open(images / "a.png"))
@@ -56,13 +63,10 @@ def test_points_go_by_file_name_or_path(tiny_sam, tiny_processor, images, tmp_pa
     assert [annotation["image_id"] for annotation in content["annotations"]] == [1, 1, 2]
 
 
-def test_a_grid_needs_no_prompts_and_gives_scores(tiny_sam, tiny_processor, images, tmp_path, monkeypatch):
-    lenient = {"pred_iou_thresh": 0, "stability_score_thresh": 0, "nms_thresh": 1.0}
-    monkeypatch.setattr(
-        "samparser.prediction.files.generate_masks",
-        lambda *arguments, **options: generate_masks(*arguments, **options, **lenient),
-    )
-    predict_files(tiny_sam, tiny_processor, [images / "a.png"], tmp_path / "out", grid=3, progress=False)
+def test_a_grid_needs_no_prompts_and_gives_scores(tiny_sam, tiny_processor, images, tmp_path):
+    lenient = {"pred_iou_thresh": 0, "stability_score_thresh": 0}
+    given, out = [images / "a.png"], tmp_path / "out"
+    predict_files(tiny_sam, tiny_processor, given, out, grid=3, progress=False, **lenient)
     content = json.loads((tmp_path / "out" / "masks.json").read_text())
     assert len(content["annotations"]) > 1
     scores = [annotation["score"] for annotation in content["annotations"]]
