@@ -11,8 +11,12 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from jaxtyping import install_import_hook
+import builtins
 
+from jaxtyping import Float, Int, install_import_hook
+
+# The library imports these names for type checkers only; beartype evaluates the annotations that hold them.
+builtins.Float, builtins.Int = Float, Int
 install_import_hook("samparser.tuner.factors", "beartype.beartype")
 
 import numpy as np

@@ -3,15 +3,12 @@
 Importing this package registers the method with PEFT.
 """
 
-from .registration import add_peft_type
+from __future__ import annotations
 
-add_peft_type()
-
-from .config import SVDCoefficientConfig  # noqa: E402
-from .layer import Conv2d, Linear, SVDCoefficientLayer  # noqa: E402
-from .model import SVDCoefficientModel  # noqa: E402
-from .registration import register  # noqa: E402
-from .spectra import coefficient_parameters, coefficients  # noqa: E402
+from .config import SVDCoefficientConfig
+from .layer import Conv2d, Linear, SVDCoefficientLayer
+from .model import SVDCoefficientModel, coefficient_parameters, coefficients
+from .registration import register
 
 register()
 

@@ -1,50 +1,20 @@
-"""The check of an adapter's tensors, before any of them reaches a model."""
+"""Adapter file: the check of a saved adapter's tensors before any of them reaches a model."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, AuxiliaryTrainingWrapper
+from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .registration import PREFIX
-
-if TYPE_CHECKING:
-    from .config import SVDCoefficientConfig
-
-
-@dataclass(frozen=True)
-class AdapterSource:
-    """Where a saved adapter lies: a folder, or a repository on the Hub with the arguments it is downloaded with."""
-
-    name: str
-    subfolder: str | None
-    download: Mapping[str, Any]
-
-    def weights(self) -> Path | None:
-        """The safetensors file of the adapter, downloaded if need be; None where the adapter has none."""
-        folder = Path(self.name, self.subfolder or "")
-        if folder.is_dir():
-            path = folder / SAFETENSORS_WEIGHTS_NAME
-            return path if path.is_file() else None
-        try:
-            found = hf_hub_download(self.name, SAFETENSORS_WEIGHTS_NAME, subfolder=self.subfolder, **self.download)
-        except LocalEntryNotFoundError:
-            raise
-        except EntryNotFoundError:
-            return None
-        return Path(found)
+from .config import PREFIX, AdapterSource, SVDCoefficientConfig
 
 
 def check_adapter_file(config: SVDCoefficientConfig, source: AdapterSource, model: nn.Module) -> None:
@@ -52,6 +22,11 @@ def check_adapter_file(config: SVDCoefficientConfig, source: AdapterSource, mode
 
     The adapter's own tensors are compared with its configuration, those of modules_to_save and biases with the model.
     Nothing happens where there is no safetensors file, as where only the configuration was saved.
+
+    Args:
+        config: The configuration beside the file.
+        source: Where the file lies.
+        model: The plain model, or one that other adapters wrap by now.
 
     Raises:
         ValueError: The file is damaged or does not belong to the configuration. The message says what was found.
@@ -67,18 +42,19 @@ def check_adapter_file(config: SVDCoefficientConfig, source: AdapterSource, mode
             f"{path} ({path.stat().st_size} bytes) is not a readable safetensors file: {error}. It was probably copied "
             "or downloaded in part; fetch it again. The model was left as it was."
         ) from error
+    # Only the first kind is told: where names are wrong, shapes say nothing, and where shapes are, values do not.
     problems = (
         _missing_and_unknown(config, tensors)
         or _wrong_shapes(config, tensors)
         or _compare_shapes(tensors, _shapes_of_others(model, tensors))
-        or not_finite(tensors)
+        or _not_finite(tensors)
     )
     if problems:
         raise ValueError(f"{path} does not fit its adapter_config.json: {problems} The model was left as it was.")
 
 
 def check_tensors(given: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> None:
-    """Check tensors for a model, named as in its state dict, against those that it has.
+    """Check tensors for a model against those that it has, both named as in its state dict.
 
     Raises:
         ValueError: A coefficient belongs to no layer, has another shape or is not finite.
@@ -88,18 +64,9 @@ def check_tensors(given: Mapping[str, Tensor], present: Mapping[str, Tensor]) ->
     if unknown:
         raise ValueError(f"The model has no place for {_listed(unknown)}. No value of it was changed.")
     shapes = {name: tuple(present[name].shape) for name in own}
-    problems = _compare_shapes(own, shapes) or not_finite(own)
+    problems = _compare_shapes(own, shapes) or _not_finite(own)
     if problems:
         raise ValueError(f"These coefficients cannot be loaded: {problems} No value of the model was changed.")
-
-
-def not_finite(tensors: Mapping[str, Tensor]) -> str:
-    """A sentence on the first tensor that holds NaN or infinite values; empty when there is none."""
-    for name, tensor in tensors.items():
-        broken = int((~tensor.isfinite()).sum()) if not tensor.is_meta else 0
-        if broken:
-            return f"{name} holds {broken} of {tensor.numel()} values that are NaN or infinite; training diverged."
-    return ""
 
 
 def _missing_and_unknown(config: SVDCoefficientConfig, names: Iterable[str]) -> str:
@@ -174,6 +141,15 @@ def _compare_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[
     for name, tensor in tensors.items():
         if name in expected and tuple(tensor.shape) != expected[name]:
             return f"{name} has shape {tuple(tensor.shape)}, but {expected[name]} is needed."
+    return ""
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """A sentence on the first tensor that holds NaN or infinite values; empty when there is none."""
+    for name, tensor in tensors.items():
+        broken = int((~tensor.isfinite()).sum()) if not tensor.is_meta else 0
+        if broken:
+            return f"{name} holds {broken} of {tensor.numel()} values that are NaN or infinite; training diverged."
     return ""
 
 

@@ -1,18 +1,24 @@
-"""What a user can choose: the fields of `SVDCoefficientConfig`, their help and their validation."""
+"""Configuration of the tuner: the names it goes by in PEFT, its fields and their checks, where it was read from."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from peft.config import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType
 
-from .adapter_file import AdapterSource
-from .card import write_card
-from .forms import Form
+from samparser._files import replacing
+
+NAME = "SVD_COEFFICIENT"
+"""The name of the method in PEFT's registry and in every adapter_config.json."""
+PREFIX = "svd_coefficient_"
+"""The start of every adapter parameter's name. transformers derives it from the type's name: no other works there."""
 
 FORMAT_VERSION = 1
 """The version of the adapter format that this release writes, and the newest it reads."""
@@ -21,15 +27,47 @@ Trainable = Literal["coefficients", "bases", "both"]
 Parametrization = Literal["absolute", "relative"]
 Bias = Literal["none", "all", "svd_coefficient_only"]
 BaseCheck = Literal["refuse", "warn"]
+Form = Literal["auto", "factored", "rebuilt"]
+
+# PEFT's reader itself: `peft_reading` wraps it for those who call it on PeftConfig.
+_READ = PeftConfig.from_pretrained.__func__
+_CARD_LINE = "This adapter needs `import samparser` (`pip install samparser`) before PEFT can load it."
+
+
+@dataclass(frozen=True)
+class AdapterSource:
+    """Where a saved adapter lies: a folder, or a repository on the Hub with the arguments it is downloaded with."""
+
+    name: str
+    subfolder: str | None
+    download: Mapping[str, Any]
+
+    def weights(self) -> Path | None:
+        """Find the safetensors file of the adapter, downloaded if need be; None where the adapter has none."""
+        folder = Path(self.name, self.subfolder or "")
+        if folder.is_dir():
+            path = folder / SAFETENSORS_WEIGHTS_NAME
+            return path if path.is_file() else None
+        try:
+            found = hf_hub_download(self.name, SAFETENSORS_WEIGHTS_NAME, subfolder=self.subfolder, **self.download)
+        except LocalEntryNotFoundError:  # Offline and not downloaded before: whether there is one cannot be told.
+            raise
+        except EntryNotFoundError:
+            return None
+        return Path(found)
 
 
 @dataclass
 class SVDCoefficientConfig(PeftConfig):
     """Configuration of the SVD coefficient tuner (SAM-PARSER, https://arxiv.org/abs/2308.14604).
 
-    Each targeted weight, read as a matrix (out, fan_in), is split once as ``W = U diag(p0) Vh`` and becomes
-    ``W + scaling * U diag(p - p0) Vh``; by default only ``p``, of shape (rank,) with rank = min(out, fan_in), is
-    trained.
+    Each targeted weight `W`, read as a matrix (out, fan_in), becomes `W + scaling * U diag(p - p0) Vh`; by default
+    only `p`, of shape (rank,) with rank = min(out, fan_in), is trained. The derivation is in
+    `samparser.tuner.factors`. Each field's `metadata["help"]` says what it does.
+
+    Raises:
+        ValueError: A field has a value that is not possible, a field is not known, or the adapter was written in a
+            newer format than this release reads.
 
     Example:
         >>> import torch
@@ -39,10 +77,6 @@ class SVDCoefficientConfig(PeftConfig):
         >>> model = get_peft_model(net, SVDCoefficientConfig(target_modules="all-linear"))
         >>> model.print_trainable_parameters()
         trainable params: 6 || all params: 52 || trainable%: 11.5385
-
-    Raises:
-        ValueError: A field has a value that is not possible, a field is not known, or the adapter was written in a
-            newer format than this release reads.
     """
 
     target_modules: list[str] | set[str] | str | None = field(
@@ -50,59 +84,63 @@ class SVDCoefficientConfig(PeftConfig):
         metadata={
             "help": "The modules to adapt: names of nn.Linear, nn.Conv2d or transformers Conv1D layers, or of modules "
             "that contain some (['neck'] takes every supported layer below a module called neck), a regular expression "
-            "that has to match a module's whole name, or 'all-linear'. None uses the default of the model's type."
+            "that has to match a module's whole name, or 'all-linear'. None takes the default of the model's type, "
+            "which for SAM and its kin is the neck, and is refused for others."
         },
     )
     exclude_modules: list[str] | set[str] | str | None = field(
         default=None,
         metadata={
             "help": "Modules to leave as they are, matched like target_modules; a module that contains others excludes "
-            "all of them."
+            "all of them. None excludes nothing."
         },
     )
     layers_to_transform: list[int] | int | None = field(
         default=None,
         metadata={
-            "help": "Adapt only the layers with these indices, read from a module's name (layers.3.attn has index 3). "
-            "Needs target_modules as a list."
+            "help": "Adapt only the layers with these indices, counted from 0 and read from a module's name "
+            "(layers.3.attn has index 3). Needs target_modules as a list. None takes all."
         },
     )
     layers_pattern: list[str] | str | None = field(
         default=None,
         metadata={
             "help": "The name in front of the index that layers_to_transform means ('layers' in layers.3.attn), where "
-            "a module's name holds several. Needs layers_to_transform."
+            "a module's name holds several. Needs layers_to_transform. None takes the first index in a name."
         },
     )
     trainable: Trainable = field(
         default="coefficients",
         metadata={
-            "help": "What to train: 'coefficients' (p, the method), 'bases' (U and Vh at fixed p0) or 'both'. Bases "
-            "have rank * (out + fan_in) numbers a layer and are saved with the adapter."
+            "help": "What to train: 'coefficients' (p, the method: min(out, fan_in) numbers a layer), 'bases' (U and "
+            "Vh at fixed p0) or 'both'. Bases are rank * (out + fan_in) numbers a layer and are saved with the adapter."
         },
     )
     parametrization: Parametrization = field(
         default="absolute",
         metadata={
             "help": "'absolute' trains p itself, as the paper does: one learning rate moves every coefficient by the "
-            "same amount. 'relative' trains d in p = p0 * (1 + d), which moves large coefficients more and cannot move "
-            "those that are zero."
+            "same amount. 'relative' trains d in p = p0 * (1 + d), so that one rate means the same percentage of every "
+            "coefficient; those that are zero cannot move."
         },
     )
     rank: int | None = field(
         default=None,
         metadata={
-            "help": "Train only the leading `rank` coefficients of each layer, those of the largest singular values; "
+            "help": "Train only this many leading coefficients of each layer, those of the largest singular values; "
             "layers with fewer train all of theirs. None trains all."
         },
     )
     rank_pattern: dict[str, int] = field(
         default_factory=dict,
-        metadata={"help": "Ranks of single layers, by name or regular expression; they go before `rank`."},
+        metadata={"help": "Ranks of single layers, by name or regular expression; they go before `rank`. Empty: none."},
     )
     scaling: float = field(
         default=1.0,
-        metadata={"help": "Factor on the change p - p0. Other values than 1 also scale the gradient of p."},
+        metadata={
+            "help": "Factor on the change p - p0: 1 applies it as trained, 0 gives the base model. Other values than 1 "
+            "in training also scale the gradient of p."
+        },
     )
     bias: Bias = field(
         default="none",
@@ -114,21 +152,22 @@ class SVDCoefficientConfig(PeftConfig):
     modules_to_save: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Modules to train in full and save with the adapter, such as ['mask_decoder']. Their layers are "
-            "never targeted as well."
+            "help": "Modules to train in full and save with the adapter, such as ['mask_decoder'] (4,058,340 "
+            "parameters in SAM). Their layers are never targeted as well. None trains no module in full."
         },
     )
     init_weights: bool = field(
         default=True,
         metadata={
-            "help": "True starts at the base model's weights. False starts at random coefficients drawn from torch's "
-            "generator, which is of use in tests only."
+            "help": "True starts at the base model's weights. False moves every trained number by about a tenth, drawn "
+            "from torch's generator, which is of use in tests only."
         },
     )
     fan_in_fan_out: bool = field(
         default=False,
         metadata={
-            "help": "The target weights are stored as (in, out). Found out by itself for transformers' Conv1D (GPT-2)."
+            "help": "The target weights are stored as (in, out). Found out by itself for transformers' Conv1D (GPT-2), "
+            "and set back with a warning for layers that store (out, in): leave it as it is."
         },
     )
     form: Form = field(
@@ -143,24 +182,30 @@ class SVDCoefficientConfig(PeftConfig):
         default=False,
         metadata={
             "help": "Save U and Vh with the adapter, so that it gives the same change of the weight on any machine and "
-            "base model, at (out + fan_in) * rank * 4 bytes a layer instead of 4 * rank."
+            "base model, at (out + fan_in) * rank * 4 bytes a layer instead of 4 * rank. Off, they are computed from "
+            "the base weight again, and coefficients of equal singular values move together."
         },
     )
     base_check: BaseCheck = field(
         default="refuse",
         metadata={
             "help": "What to do when an adapter is loaded on other base weights than it was trained on: 'refuse', or "
-            "'warn' and go on. Never saved: every loading decides anew."
+            "'warn' and go on, with scores that nobody has measured. Never saved: every loading decides anew."
         },
     )
     base_record: dict[str, dict[str, Any]] | None = field(
         default=None,
         metadata={
-            "help": "Written when an adapter is saved, one entry a layer: a fingerprint of the base weight and p0. "
-            "Loading compares it with the base model."
+            "help": "Written when an adapter is saved, about 250 bytes and p0 a layer: a fingerprint of the base "
+            "weight it was trained on. Loading compares it with the base model; None compares nothing."
         },
     )
-    format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the adapter format."})
+    format_version: int = field(
+        default=FORMAT_VERSION,
+        metadata={
+            "help": "Version of the adapter format, written when saving; a newer one than this release's is refused."
+        },
+    )
 
     def __new__(cls, *args: Any, **kwargs: Any) -> SVDCoefficientConfig:
         # PEFT drops unknown fields with a warning. Here a field can change what the weights mean, so none is dropped.
@@ -193,7 +238,6 @@ class SVDCoefficientConfig(PeftConfig):
                 "parametrization='relative' says how coefficients are trained, but trainable='bases' trains none. Use "
                 "trainable='both' or leave parametrization='absolute'."
             )
-
         if self.form == "factored" and (self.trainable != "coefficients" or self.save_basis):
             what = "save_basis=True" if self.save_basis else f"trainable={self.trainable!r}"
             raise ValueError(
@@ -248,15 +292,44 @@ class SVDCoefficientConfig(PeftConfig):
             if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
                 raise ValueError(f"{where}={rank!r} has to be a whole number of at least 1.")
 
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> SVDCoefficientConfig:
+        """Read a configuration from a folder or the Hub; see `PeftConfig.from_pretrained`.
+
+        The configuration remembers where it lay until it is used, so that injection can check the adapter's file beside
+        it before it touches the model.
+
+        Raises:
+            ValueError: There is no configuration, or it holds something that is not possible.
+        """
+        config = _READ(cls, pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        if isinstance(config, SVDCoefficientConfig):  # PEFT makes what the file says, an adapter of any method.
+            config.remember_source(pretrained_model_name_or_path, subfolder, kwargs)
+        return config
+
+    def remember_source(self, name: str, subfolder: str | None, arguments: dict[str, Any]) -> None:
+        """Note where this was read from; of the arguments of the reading, those of the download count."""
+        download, _, _ = self._split_kwargs(arguments)
+        self._source = AdapterSource(str(name), subfolder, download)
+
     def to_dict(self) -> dict[str, Any]:
-        """The fields as they are saved: sets sorted, so that equal configurations give equal files."""
+        """Give the fields as they are saved: sets sorted, so that equal configurations give equal files."""
         saved = super().to_dict()
         del saved["base_check"]
         saved["base_record"] = self._record_to_save or saved["base_record"]
         return {key: sorted(value) if isinstance(value, set) else value for key, value in saved.items()}
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write adapter_config.json and, where the adapter's weights lie beside it, the model card."""
+        """Write adapter_config.json and, into the card that PEFT put beside the weights, what loading needs."""
         super().save_pretrained(save_directory, **kwargs)
-        if (Path(save_directory) / SAFETENSORS_WEIGHTS_NAME).is_file():
-            write_card(save_directory)
+        folder = Path(save_directory)
+        if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+            return
+        # PEFT writes one card, beside the adapter called "default" or above the folders of the others.
+        for card in (folder / "README.md", folder.parent / "README.md"):
+            text = card.read_text(encoding="utf-8") if card.is_file() else ""
+            if "- PEFT " in text and "import samparser" not in text:
+                with replacing(card) as temporary:
+                    temporary.write_text(f"{text.rstrip()}\n\n{_CARD_LINE}\n", encoding="utf-8", newline="\n")

@@ -1,28 +1,36 @@
-"""The mathematics of the method: a weight, its bases and its coefficients. Pure functions, no state.
+"""SVD and coefficients of a weight: the mathematics of the method as pure functions.
 
-A weight is read as a matrix ``W`` of shape (out, fan_in) and split once by a thin singular value decomposition,
-``W = U diag(p0) Vh``. The bases ``U`` and ``Vh`` stay as they are; the coefficients move from ``p0`` to ``p`` and the
-weight becomes ``W + U diag(p - p0) Vh``. SAM-PARSER, https://arxiv.org/abs/2308.14604, section 3.
+A weight is read as a matrix `W` of shape (out, fan_in). Its thin singular value decomposition is a sum of rank-one
+matrices, and SAM-PARSER (https://arxiv.org/abs/2308.14604, section 3) trains their coefficients alone:
 
-An adapter's file carries ``p`` and ``p0`` and no bases, so another machine has to find the same bases from the same
+    W  = U diag(p0) Vh = sum_i p0_i u_i vh_i      split once; U and Vh, the bases, stay as they are
+    W' = U diag(p) Vh  = sum_i p_i  u_i vh_i      p0 moves to p
+
+W' is linear in p, so what changes is `W' - W = U diag(p - p0) Vh`. Three things follow. The kept W plus this change
+is the adapted weight, and exactly W at p = p0. Changes of several adapters a add up,
+`W + U diag(sum_a scaling_a (p_a - p0)) Vh`. And the layer is three factors, `W' x = U (p * (Vh x))`, with gradient
+`dL/dp_i = (U^T dL/dy)_i (Vh x)_i` summed over positions: no gradient of the size of W is ever needed.
+
+An adapter's file carries `p` and `p0` and no bases, so another machine has to find the same bases from the same
 weight. Three rules make that safe (figures in docs/determinism.md):
 
 1. The decomposition runs in float64 on the CPU, whatever the weight's dtype and device.
 2. Singular values too close together to tell their vectors apart share one change, their mean; a change of a
    singular value that cannot be told from zero is dropped (`coefficient_groups`, `tie_change`).
-3. Which coefficients those are is read from ``p0`` **as saved**, in its stored dtype, never decided anew from a
-   recomputed one. Save each adapter's ``p0`` next to its ``p`` unrounded; after loading, use the saved ``p0`` both in
-   ``p - p0`` and in ``coefficient_groups(p0)``. Nothing else needs to be saved.
+3. Which coefficients those are is read from `p0` **as saved**, in its stored dtype, never decided anew from a
+   recomputed one. Save each adapter's `p0` next to its `p` unrounded; after loading, use the saved `p0` both in
+   `p - p0` and in `coefficient_groups(p0)`. Nothing else needs to be saved.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from samparser.tuner.shapes import Float, Int
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 # A float64 decomposition turns the vectors of two singular values by about 2e-16 * s1 / gap (measured: up to ten times
 # that), so a gap of 1e-9 * s1 leaves an error of at most 2e-6 of the change.
@@ -33,26 +41,46 @@ NULL = -1
 
 
 class Factors(NamedTuple):
-    """A matrix as ``(u * p) @ vh``: orthonormal columns in u, orthonormal rows in vh, p falling and not negative.
+    """A matrix (out, fan_in) as `(u * p) @ vh`: u (out, rank), p (rank,), vh (rank, fan_in).
 
-    Stored in float32 (float64 for float64 weights) on the weight's device; with rank = min(out, fan_in), the shapes are
-    u (out, rank), p (rank,), vh (rank, fan_in).
+    What `factorize` returns has orthonormal columns in u, orthonormal rows in vh, and in p the singular values,
+    falling, with rank = min(out, fan_in). A *change* of a weight is written along the same bases, or along their k
+    leading ones, and then p holds differences of any sign, (k,), or (N, k) where every sample has its own.
     """
 
     u: Tensor
     p: Tensor
     vh: Tensor
 
+    @property
+    def rank(self) -> int:
+        """The number of coefficients."""
+        return len(self.vh)
+
+    @property
+    def is_meta(self) -> bool:
+        """Whether these have shapes only, because the weight had no values yet."""
+        return self.u.is_meta
+
+    def to(self, device: torch.device) -> Factors:
+        """Bring the three tensors to a device; their dtype stays."""
+        return Factors(self.u.to(device), self.p.to(device), self.vh.to(device))
+
+    def with_coefficients(self, p: Tensor) -> Factors:
+        """Put other coefficients on the leading bases, as many as the last dimension of `p` has."""
+        k = p.shape[-1]
+        return Factors(self.u, p, self.vh) if k == self.rank else Factors(self.u[:, :k], p, self.vh[:k])
+
 
 def fold(weight: Tensor, *, fan_in_fan_out: bool = False) -> Float[Tensor, "out fan_in"]:
     """Read a layer's weight as a matrix (out, fan_in).
 
-    Linear weights (out, in) are taken as they are, convolution kernels (out, in/groups, \\*kernel) become
-    (out, in/groups * kernel positions). With ``fan_in_fan_out`` the weight is stored as (in, out), as in
-    ``transformers.pytorch_utils.Conv1D``, and is transposed. The result shares memory with a contiguous weight.
+    Linear weights (out, in) are taken as they are, convolution kernels (out, in/groups, kh, kw) become
+    (out, in/groups * kernel positions). With `fan_in_fan_out` the weight is stored as (in, out), as in
+    `transformers.pytorch_utils.Conv1D`, and is transposed. The result shares memory with a contiguous weight.
 
     Raises:
-        ValueError: The weight has fewer than two dimensions, or ``fan_in_fan_out`` is asked for with more than two.
+        ValueError: The weight has fewer than two dimensions, or `fan_in_fan_out` is asked for with more than two.
     """
     if weight.ndim < 2:
         raise ValueError(
@@ -77,18 +105,26 @@ def unfold(
 
 
 def storage_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype of the factors of a weight: float64 for float64, float32 for everything narrower."""
+    """Choose the dtype of the factors of a weight: float64 for float64, float32 for everything narrower."""
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
 def factorize(matrix: Float[Tensor, "out fan_in"]) -> Factors:
-    """Thin singular value decomposition ``matrix = U diag(p) Vh``, the same on every machine as far as is possible.
+    """Split `matrix = U diag(p) Vh` by a thin SVD, the same on every machine as far as is possible.
 
     Computed in float64 on the CPU and rounded once to `storage_dtype`. The sign of each pair (u_i, v_i) is fixed by
-    `fix_signs`. Takes no part in autograd; inside ``torch.inference_mode`` the factors are ordinary tensors.
+    `fix_signs`. Takes no part in autograd; inside `torch.inference_mode` the factors are ordinary tensors.
 
     Raises:
         ValueError: The matrix is on the meta device, empty, or holds values that are not finite.
+
+    Example:
+        >>> u, p, vh = factorize(torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, -2.0]]))
+        >>> p
+        tensor([3., 2.])
+        >>> recompose(u, p + torch.tensor([0.0, 0.5]), vh)
+        tensor([[ 3.0000,  0.0000,  0.0000],
+                [ 0.0000,  0.0000, -2.5000]])
     """
     _refuse_what_cannot_be_factored(matrix)
     dtype = storage_dtype(matrix)
@@ -143,16 +179,16 @@ def fix_signs(
 def recompose(
     u: Float[Tensor, "out rank"], p: Float[Tensor, " rank"], vh: Float[Tensor, "rank fan_in"]
 ) -> Float[Tensor, "out fan_in"]:
-    """The weight ``sum_i p_i u_i vh_i`` spanned by the bases, as one matrix product."""
+    """Form the matrix `U diag(p) Vh` in one product."""
     return (u * p) @ vh
 
 
 def weight_change(
     u: Float[Tensor, "out rank"], delta: Float[Tensor, " rank"], vh: Float[Tensor, "rank fan_in"]
 ) -> Float[Tensor, "out fan_in"]:
-    """The change ``U diag(delta) Vh`` of the weight, in float32 or wider, under autocast too.
+    """Form the change `U diag(delta) Vh` of a weight in float32 or wider, under autocast too.
 
-    A ``delta`` of zeros gives exactly zero.
+    A `delta` of zeros gives exactly zero.
     """
     dtype = torch.promote_types(torch.promote_types(u.dtype, delta.dtype), torch.float32)
     # Autocast knows no meta device; there it has nothing to round either.
@@ -161,14 +197,14 @@ def weight_change(
 
 
 def coefficient_groups(p0: Float[Tensor, " rank"], leading: int | None = None) -> Int[Tensor, " leading"] | None:
-    """Which coefficients have to move together because their bases cannot be told apart; None when none have to.
+    """Find which coefficients have to move together because their bases cannot be told apart; None when none have to.
 
     Two neighbours in the order of size belong together when they differ by no more than
-    ``max(2 eps(dtype) * larger, 1e-9 * largest)``: the first is what p0 resolves in its dtype (equal singular values
+    `max(2 eps(dtype) * larger, 1e-9 * largest)`: the first is what p0 resolves in its dtype (equal singular values
     rounded on two machines differ by at most half of it), the second what a float64 decomposition resolves. Groups are
     chains of such neighbours. The chain that reaches zero, counting zero as one more neighbour, is the `NULL` group.
 
-    A pure function of ``p0``, so give it the ``p0`` saved with the adapter, in the dtype in which it was saved: then
+    A pure function of `p0`, so give it the `p0` saved with the adapter, in the dtype in which it was saved: then
     every machine forms the same groups.
 
     Args:
@@ -191,6 +227,7 @@ def coefficient_groups(p0: Float[Tensor, " rank"], leading: int | None = None) -
         )
     falling, order = values.sort(descending=True, stable=True)
     falling = falling.double()
+    # Below the smallest value stands zero: what is not apart from it joins the null group.
     below = torch.cat([falling[1:], falling.new_zeros(1)])
     close = torch.maximum(2 * torch.finfo(p0.dtype).eps * falling, RELATIVE_GAP * falling[0])
     apart = falling - below > close
@@ -211,7 +248,7 @@ def coefficient_groups(p0: Float[Tensor, " rank"], leading: int | None = None) -
 def tie_change(delta: Float[Tensor, " rank"], groups: Int[Tensor, " rank"] | None) -> Float[Tensor, " rank"]:
     """Give the coefficients of a group the mean of their changes and the null group none.
 
-    ``groups`` is what `coefficient_groups` returned; with None, ``delta`` itself comes back. Differentiable; changes
+    `groups` is what `coefficient_groups` returned; with None, `delta` itself comes back. Differentiable; changes
     that already agree are kept bit for bit, so tying twice is tying once.
     """
     if groups is None:
@@ -225,7 +262,7 @@ def tie_change(delta: Float[Tensor, " rank"], groups: Int[Tensor, " rank"] | Non
 
 
 def free_coefficients(groups: Int[Tensor, " rank"] | None, rank: int) -> int:
-    """How many of ``rank`` coefficients can be trained independently: one in each group, none in the null group.
+    """Count how many of `rank` coefficients can be trained independently: one in each group, none in the null group.
 
     Nearly always all of them. An orthogonal weight, as some layers have before any training, has a single one.
     """

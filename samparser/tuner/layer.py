@@ -1,4 +1,4 @@
-"""The layers that take the place of the ones they adapt: forward, merge, unmerge."""
+"""Adapted layers: forward, merge, unmerge of the linear layers and convolutions that take the place of plain ones."""
 
 from __future__ import annotations
 
@@ -10,39 +10,38 @@ import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
-from . import forms
-from .adapters import AdapterLayer
-from .bases import Bases
-from .bases_fit import BasesFit
-from .factored import is_pointwise
-from .forms import Form, Term
-from .kept import KeptWeight
-from .late import after_loading, give_values
-from .offload import without_values
+from . import functional
+from .adapter_layer import AdapterLayer
+from .base_record import Match, as_factored, make_record, match_base, report
+from .bases import bases_of, value_hash
+from .config import Form
+from .factors import Factors, coefficient_groups
+from .targets import without_values
+from .weight_cache import BasesFit, KeptWeight
 
 BASE = "__base__"
 """In a mixed batch, the adapter name that stands for the base model."""
 
 
 class SVDCoefficientLayer(AdapterLayer):
-    """A layer whose weight ``W = U diag(p0) Vh`` is changed through its coefficients by any number of adapters.
+    """A layer whose weight is changed through its coefficients by any number of adapters.
 
-    With the active adapters a, the layer computes with ``W + U diag(sum_a scaling_a (p_a - p0)) Vh``. The base layer
-    keeps W, so that disabling and unmerging give it back bit for bit; a change of zero is exactly none.
+    The base layer keeps its weight, so that disabling and unmerging give it back bit for bit; a change of zero is
+    exactly none. The mathematics is in `samparser.tuner.factors`.
     """
 
     base_layer: nn.Module
 
-    def __init__(self, base_layer: nn.Module, name: str, bases: Bases, *, fan_in_fan_out: bool = False) -> None:
-        super().__init__(name, bases)
+    def __init__(self, base_layer: nn.Module, name: str, match: Match, *, fan_in_fan_out: bool = False) -> None:
+        super().__init__(name, match)
         self.base_layer = base_layer
         self.fan_in_fan_out = fan_in_fan_out
         self.merged_adapters: list[str] = []
         self._unmerged: Tensor | None = None
         self._kept: KeptWeight | None = None
-        self._bases_fit = BasesFit(self.base_weight, bases)
+        self._bases_fit = BasesFit(match.rounded_to is None and not match.bases.is_meta)
         self.takes_projection = False
-        self.register_load_state_dict_post_hook(after_loading)
+        self.register_load_state_dict_post_hook(SVDCoefficientLayer._follow_base_weight)
         self.train(base_layer.training)
 
     # The weight
@@ -63,7 +62,7 @@ class SVDCoefficientLayer(AdapterLayer):
     def weight(self) -> Tensor:
         """The weight that the layer computes with, for code that reads it instead of calling the layer.
 
-        ``nn.MultiheadAttention`` and the fast path of ``nn.TransformerEncoderLayer`` do. Differentiable.
+        `nn.MultiheadAttention` and the fast path of `nn.TransformerEncoderLayer` do. Differentiable.
         """
         if self._disable_adapters:
             return self.unmerged_weight
@@ -71,33 +70,47 @@ class SVDCoefficientLayer(AdapterLayer):
             return self.base_weight
         return self._weight_with(self.terms_of(self.active_adapters))
 
-    def _weight_with(self, terms: list[Term]) -> Tensor:
+    def _weight_with(self, terms: list[Factors]) -> Tensor:
         if not terms:
             return self.base_weight
-        return forms.rebuilt_weight(self.base_weight, terms, fan_in_fan_out=self.fan_in_fan_out)
+        return functional.rebuilt_weight(self.base_weight, terms, fan_in_fan_out=self.fan_in_fan_out)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """The change of the weight by one adapter, in the shape of the weight and in float32 or wider."""
+        """Form the change of the weight by one adapter, in the shape of the weight and in float32 or wider."""
         terms = self.terms_of([adapter_name])
-        return forms.change_of(terms, self.base_weight.shape, fan_in_fan_out=self.fan_in_fan_out)
+        return functional.change_of(terms, self.base_weight.shape, fan_in_fan_out=self.fan_in_fan_out)
 
     # Forward
 
     def forward(self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Tensor:
-        """The base layer's output with the weight changed by the active adapters, or by one adapter for each sample.
+        """Compute the base layer's output with the weight changed by the active adapters, or by one for each sample.
+
+        The first state that holds decides:
+
+        | state of the layer                   | computes                                            |
+        |--------------------------------------|-----------------------------------------------------|
+        | takes a projection                   | on from z, with whatever is active, merged or named |
+        | disabled, something merged           | with the kept copy of the weight                    |
+        | disabled                             | the base layer                                      |
+        | adapter names given                  | each sample with its own change                     |
+        | something merged, or no change       | the base layer, whose weight holds what is merged   |
+        | training, or a graph is built        | factored or rebuilt, whichever costs less           |
+        | values can be compared               | with the adapted weight, formed once and kept       |
+        | else: compiling, vmap, trained bases | factored or rebuilt                                 |
 
         Raises:
-            ValueError: ``adapter_names`` has not one name for each sample, or adapters are merged.
+            ValueError: `adapter_names` has not one name for each sample, or adapters are merged; or the base weight
+                has no values.
         """
         if self.base_weight.is_meta and not x.is_meta:
             raise ValueError(without_values(self.layer_name, self.base_layer))
         if self.bases.is_meta and not self.base_weight.is_meta:
-            give_values(self)
+            self._give_values()
         if self.takes_projection:
             return self._forward_projection(x, adapter_names)
         if self._disable_adapters:
             if self._unmerged is not None:
-                return forms.plain(self.base_layer, x, self._unmerged)
+                return functional.with_weight(self.base_layer, x, self._unmerged)
             return self.base_layer(x, *args, **kwargs)
         if adapter_names is not None:
             return self._forward_mixed(x, adapter_names)
@@ -107,28 +120,29 @@ class SVDCoefficientLayer(AdapterLayer):
         if self.training or self._builds_graph(terms):
             self._kept = None
         elif not self.trains_bases() and KeptWeight.possible(self.base_weight, terms):
+            # Trained bases are left out: what was written to their .data would go unnoticed.
             if self._kept is None or not self._kept.fits(self.base_weight, terms):
                 self._kept = KeptWeight.form(self.base_weight, terms, self._weight_with)
-            return forms.plain(self.base_layer, x, self._kept.weight)
+            return functional.with_weight(self.base_layer, x, self._kept.weight)
         return self._adapted(x, terms, self.active_adapters)
 
-    def _adapted(self, x: Tensor, terms: list[Term], adapter_names: Sequence[str]) -> Tensor:
+    def _adapted(self, x: Tensor, terms: list[Factors], adapter_names: Sequence[str]) -> Tensor:
         whole, form = self._whole(adapter_names), self._form(adapter_names)
         if form == "factored" and whole is None:
             raise ValueError(
                 f"{self.layer_name} has no factored form: it is a convolution of several groups, its weight is trained "
                 "or was changed after it was adapted, or another active adapter has bases of its own. Use form='auto'."
             )
-        return forms.adapted(self.base_layer, x, terms, fan_in_fan_out=self.fan_in_fan_out, whole=whole, form=form)
+        return functional.adapted(self.base_layer, x, terms, fan_in_fan_out=self.fan_in_fan_out, whole=whole, form=form)
 
-    def _whole(self, adapter_names: Sequence[str]) -> Term | None:
-        """The base weight as a term along the layer's bases, where these adapters change it along them alone."""
+    def _whole(self, adapter_names: Sequence[str]) -> Factors | None:
+        """The layer's bases, where they make up the base weight and these adapters change it along them alone."""
         own_bases = any(name in self.svd_coefficient_u for name in self.present(adapter_names))
         if own_bases or getattr(self.base_layer, "groups", 1) != 1:
             return None
         if not self._bases_fit.holds(self.base_weight, self.bases, fan_in_fan_out=self.fan_in_fan_out):
             return None
-        return Term(self.bases.u, self.bases.p0, self.bases.vh)
+        return self.bases
 
     def _form(self, adapter_names: Sequence[str]) -> Form:
         """The form that one of the adapters asks for, the first by name; "auto" where none does."""
@@ -138,16 +152,16 @@ class SVDCoefficientLayer(AdapterLayer):
     # From a projection that was computed before, such as one kept on disk
 
     def projection(self) -> Tensor:
-        """Vh, (rank, fan_in): the frozen product that the layer starts with, the same for all of its adapters.
+        """Give Vh, (rank, fan_in): the frozen product that the layer starts with, the same for all of its adapters.
 
-        While ``takes_projection`` is set, the layer takes ``Vh x`` in the place of x: (..., rank) for linear layers,
+        While `takes_projection` is set, the layer takes `Vh x` in the place of x: (..., rank) for linear layers,
         ([N], rank, H, W) for convolutions. That holds with any of its adapters, and with none.
 
         Raises:
             ValueError: An adapter has bases of its own, or the layer is a convolution of more than one position.
         """
         reason = None
-        if isinstance(self.base_layer, nn.Conv2d) and not is_pointwise(self.base_layer):
+        if isinstance(self.base_layer, nn.Conv2d) and not functional.is_pointwise(self.base_layer):
             reason = "it is a convolution of more than one position, whose projection has no fewer numbers"
         elif own := sorted(self.svd_coefficient_u):
             reason = f"adapter {own[0]!r} has bases of its own (trainable bases, or save_basis)"
@@ -158,17 +172,16 @@ class SVDCoefficientLayer(AdapterLayer):
         return self.bases.vh
 
     def _forward_projection(self, z: Tensor, adapter_names: Sequence[str] | None) -> Tensor:
-        whole = Term(self.bases.u, self.bases.p0, self.bases.vh)
-        changes: list[Term] = []
+        changes: list[Factors] = []
         if adapter_names is not None and self.present(adapter_names):
             by_sample = self.term_by_sample(adapter_names)
             assert by_sample is not None  # No adapter has bases of its own: `projection` saw to it.
             changes = [by_sample]
         elif adapter_names is None and not self._disable_adapters:
             changes = self.terms_of(self.merged_adapters or self.active_adapters)
-        return forms.from_projection(self.base_layer, z, whole, changes)
+        return functional.from_projection(self.base_layer, z, self.bases, changes)
 
-    def _builds_graph(self, terms: list[Term]) -> bool:
+    def _builds_graph(self, terms: list[Factors]) -> bool:
         tensors = [self.base_weight, *(tensor for term in terms for tensor in term)]
         return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
@@ -188,7 +201,7 @@ class SVDCoefficientLayer(AdapterLayer):
             return self.base_layer(x)
         term = self.term_by_sample(adapter_names)
         if term is not None and getattr(self.base_layer, "groups", 1) == 1:
-            return forms.adapted_by_sample(self.base_layer, x, term, whole=self._whole(present))
+            return functional.adapted_by_sample(self.base_layer, x, term, whole=self._whole(present))
         result = self.base_layer(x)
         for name in present:
             rows = torch.tensor([i for i, n in enumerate(adapter_names) if n == name], device=x.device)
@@ -206,7 +219,7 @@ class SVDCoefficientLayer(AdapterLayer):
         and rounded once. A change of zero leaves it as it is, bit for bit.
 
         Raises:
-            ValueError: ``safe_merge`` is set and the merged weight is not finite; the weight is left as it was.
+            ValueError: `safe_merge` is set and the merged weight is not finite; the weight is left as it was.
         """
         new = self.present(check_adapters_to_merge(self, adapter_names))
         if not new:
@@ -221,7 +234,7 @@ class SVDCoefficientLayer(AdapterLayer):
 
     @torch.no_grad()
     def check_merge(self, adapter_names: list[str] | None = None) -> None:
-        """See whether these adapters, or the active ones, can be merged as ``safe_merge`` asks; change nothing.
+        """See whether these adapters, or the active ones, can be merged as `safe_merge` asks; change nothing.
 
         Raises:
             ValueError: The merged weight would not be finite.
@@ -233,7 +246,7 @@ class SVDCoefficientLayer(AdapterLayer):
 
     def _merged_weight(self, new: list[str]) -> Tensor:
         terms = self.terms_of([*self.merged_adapters, *new])
-        return forms.rebuilt_weight(self.unmerged_weight.detach(), terms, fan_in_fan_out=self.fan_in_fan_out)
+        return functional.rebuilt_weight(self.unmerged_weight.detach(), terms, fan_in_fan_out=self.fan_in_fan_out)
 
     def _refuse_not_finite(self, merged: Tensor, new: list[str]) -> None:
         broken = int((~merged.isfinite()).sum())
@@ -255,8 +268,71 @@ class SVDCoefficientLayer(AdapterLayer):
         self.merged_adapters.clear()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """PEFT converts matrices to LoRA, so linear layers only."""
+        """Tell PEFT that linear layers can be converted to LoRA, which has matrices only."""
         return not isinstance(self.base_layer, nn.Conv2d)
+
+    # When the base weight gets its values, or other ones, after the layer was adapted: the bases follow it
+
+    @torch.no_grad()
+    def _give_values(self) -> None:
+        """Compute the bases of a layer whose weight was on the meta device and now has values.
+
+        Raises:
+            ValueError: An adapter of the layer was trained on other base weights, or its coefficients have no values.
+        """
+        for kind, adapter, parameter in self.parameters_of_adapters():
+            if parameter.is_meta:
+                raise ValueError(
+                    f"{self.layer_name}: the base weight has values, but {kind} of adapter {adapter!r} is still on the "
+                    "meta device. Load the adapter too, or make it after the base model has its values."
+                )
+        bases, rounded_to = None, None
+        for state in self.states.values():
+            saved = state.record if state.check_later else None
+            match = match_base(
+                self.layer_name,
+                self.unmerged_weight,
+                saved,
+                fan_in_fan_out=self.fan_in_fan_out,
+                present=bases,
+                rounded_to=rounded_to,
+            )
+            exact = "svd_coefficient_u" in state.trained
+            report([match], base_check=state.base_check, exact_anyway=exact)
+            bases, rounded_to, rank = match.bases, match.rounded_to, state.rank
+            state.origin, state.record, state.check_later = match.origin[:rank], match.record, False
+            state.groups = None if exact else coefficient_groups(match.group_p0, rank)
+        self.bases = bases or bases_of(self.layer_name, self.unmerged_weight, fan_in_fan_out=self.fan_in_fan_out)
+        self.rounded_to = rounded_to
+
+    @torch.no_grad()
+    def _follow_base_weight(self, incompatible_keys: Any) -> None:
+        """Compute the bases anew where `load_state_dict` brought other base weights.
+
+        Coefficients that were loaded along count from the new p0. Those that were not keep their change; where that is
+        none, as for an adapter that was not trained, they start at the new p0.
+        """
+        weight = self.unmerged_weight
+        records = [state.record for state in self.states.values() if state.record is not None]
+        if weight.is_meta or self.bases.is_meta or self.merged_adapters or not records:
+            return
+        if value_hash(as_factored(weight, self.rounded_to)).startswith(records[0]["sha256"]):
+            return
+        self.bases = bases_of(self.layer_name, weight, fan_in_fan_out=self.fan_in_fan_out, rounded_to=self.rounded_to)
+        p0 = self.bases.p
+        for adapter, state in self.states.items():
+            rank = state.rank
+            key = f"{self.layer_name}.svd_coefficient_p.{adapter}"
+            loaded = not any(missing.endswith(key) for missing in incompatible_keys.missing_keys)
+            if adapter in self.svd_coefficient_p and not loaded:
+                p = self.svd_coefficient_p[adapter]
+                if torch.equal(p, state.origin.to(p.dtype)):
+                    p.copy_(p0[:rank])
+                    loaded = True
+            if loaded or adapter in self.svd_coefficient_d:
+                state.origin = p0[:rank]
+            state.groups = None if adapter in self.svd_coefficient_u else coefficient_groups(p0, rank)
+            state.record = make_record(as_factored(weight, self.rounded_to), p0, None if loaded else state.origin)
 
     # Devices and dtypes
 
@@ -272,7 +348,8 @@ class SVDCoefficientLayer(AdapterLayer):
         """Bring the bases and what belongs to the adapters to a device; their dtypes stay."""
         if device.type == "meta" or self.bases.is_meta:
             return
-        self.bases = self.bases.to(device)
+        if self.bases.u.device != device:  # Other tensors of the same values would be compared with the weight again.
+            self.bases = self.bases.to(device)
         for state in self.states.values():
             state.origin = state.origin.to(device)
             state.groups = state.groups if state.groups is None else state.groups.to(device)
@@ -288,28 +365,26 @@ class SVDCoefficientLayer(AdapterLayer):
 
 
 class Linear(SVDCoefficientLayer):
-    """A linear layer with trained coefficients, for ``nn.Linear`` and, with fan_in_fan_out, transformers' Conv1D.
+    """A linear layer with trained coefficients, for `nn.Linear` and, with fan_in_fan_out, transformers' Conv1D.
 
-    The weight (out, in), ``U diag(p0) Vh`` by its thin singular value decomposition, becomes ``W + U diag(p - p0) Vh``
-    with p of shape (min(out, in),): ``y = x W^T + bias``. `forms` says how that is computed.
+    With the weight `W` (out, in) and p of shape (min(out, in),): `y = x (W + U diag(p - p0) Vh)^T + bias`.
     """
 
-    def __init__(self, base_layer: nn.Module, name: str, bases: Bases, *, fan_in_fan_out: bool = False) -> None:
-        super().__init__(base_layer, name, bases, fan_in_fan_out=fan_in_fan_out)
+    def __init__(self, base_layer: nn.Module, name: str, match: Match, *, fan_in_fan_out: bool = False) -> None:
+        super().__init__(base_layer, name, match, fan_in_fan_out=fan_in_fan_out)
         shape = self.base_weight.shape
         self.out_features, self.in_features = reversed(shape) if fan_in_fan_out else shape
 
 
 class Conv2d(SVDCoefficientLayer):
-    """A convolution whose kernel is rebuilt from frozen bases and trained coefficients.
+    """A convolution with trained coefficients.
 
-    The kernel, read as a matrix ``W`` of shape (out, in/groups*kh*kw), is split once by a thin singular value
-    decomposition, ``W = U diag(p0) Vh``. Only ``p``, of shape (rank,) with rank = min(out, in/groups*kh*kw), is
-    trained: ``y = conv(x, W + U diag(p - p0) Vh) + bias``. SAM-PARSER, https://arxiv.org/abs/2308.14604.
+    With the kernel read as a matrix `W` (out, in/groups*kh*kw) and p of shape (min(out, in/groups*kh*kw),):
+    `y = conv(x, W + U diag(p - p0) Vh) + bias`.
     """
 
-    def __init__(self, base_layer: nn.Conv2d, name: str, bases: Bases) -> None:
-        super().__init__(base_layer, name, bases)
+    def __init__(self, base_layer: nn.Conv2d, name: str, match: Match) -> None:
+        super().__init__(base_layer, name, match)
         self.in_features, self.out_features = base_layer.in_channels, base_layer.out_channels
         self.in_channels, self.out_channels = base_layer.in_channels, base_layer.out_channels
         self.groups = base_layer.groups

@@ -1,4 +1,4 @@
-"""Which modules are replaced, by what: the tuner that PEFT drives."""
+"""Tuner model that PEFT drives: injection, merging, saving, mixed batches, and reading what an adapter has learnt."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, Literal
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.other import get_pattern_key
@@ -15,22 +16,20 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .adapter_file import check_adapter_file, check_tensors
-from .combine import check_sum, config_of_sum, fill_sum
-from .config import SVDCoefficientConfig
+from .adapter_layer import COEFFICIENTS
+from .base_record import Match, match_base, report
+from .config import PREFIX, SVDCoefficientConfig
 from .factors import free_coefficients
 from .layer import BASE, Conv2d, Linear, SVDCoefficientLayer
-from .offload import refuse_offloaded
-from .record import Match, match_base, report
-from .registration import PREFIX
-from .supported import unsupported_reason
-from .targets import resolve_targets
+from .targets import refuse_offloaded, resolve_targets, unsupported_reason
+from .weighted_adapter import check_sum, config_of_sum, fill_sum
 
 
 class SVDCoefficientModel(BaseTuner):
     """A model whose targeted layers are changed through the coefficients of their weights.
 
-    Made by ``peft.get_peft_model(model, SVDCoefficientConfig(...))``; see `SVDCoefficientConfig` for the choices.
-    Hotswapping of adapters and ``PeftMixedModel`` know PEFT's own methods only and refuse this one.
+    Made by `peft.get_peft_model(model, SVDCoefficientConfig(...))`; see `SVDCoefficientConfig` for the choices.
+    Hotswapping of adapters and `PeftMixedModel` know PEFT's own methods only and refuse this one.
     """
 
     prefix = PREFIX
@@ -52,7 +51,7 @@ class SVDCoefficientModel(BaseTuner):
     # Injection
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Add an adapter to the model; see ``BaseTuner.inject_adapter``.
+        """Add an adapter to the model; see PEFT's `BaseTuner.inject_adapter`.
 
         Everything that can be refused is refused before the first layer is replaced.
         """
@@ -78,6 +77,7 @@ class SVDCoefficientModel(BaseTuner):
 
     def _prepare_model(self, peft_config: SVDCoefficientConfig, model: nn.Module) -> None:
         """Resolve the targets, factor their weights and compare them with what the adapter remembers of them."""
+        # All refusals come before the first layer is replaced: of the file, of the names, of the weights.
         if peft_config._source is not None:
             check_adapter_file(peft_config, peft_config._source, model)
         names = resolve_targets(peft_config, model)
@@ -93,11 +93,16 @@ class SVDCoefficientModel(BaseTuner):
         peft_config.target_modules = set(names)
 
     def _match(self, config: SVDCoefficientConfig, name: str, target: nn.Module) -> Match:
-        name = _plain(name)
+        name = _without_compile_prefix(name)
         saved = (config.base_record or {}).get(name)
         if isinstance(target, SVDCoefficientLayer):
             return match_base(
-                name, target.unmerged_weight, saved, fan_in_fan_out=target.fan_in_fan_out, present=target.bases
+                name,
+                target.unmerged_weight,
+                saved,
+                fan_in_fan_out=target.fan_in_fan_out,
+                present=target.bases,
+                rounded_to=target.rounded_to,
             )
         weight = target.weight
         assert isinstance(weight, Tensor)
@@ -123,15 +128,15 @@ class SVDCoefficientModel(BaseTuner):
             target.update_layer(adapter_name, peft_config, match, rank)
             layer = target
         else:
-            layer = self._new_layer(peft_config, target, _plain(current_key), match)
+            layer = self._new_layer(peft_config, target, _without_compile_prefix(current_key), match)
             layer.set_adapter(self.active_adapters)
             layer.update_layer(adapter_name, peft_config, match, rank)
             self._replace_module(parent, target_name, layer, target)
 
     def _new_layer(self, config: SVDCoefficientConfig, base: nn.Module, name: str, match: Match) -> SVDCoefficientLayer:
         if isinstance(base, nn.Conv2d):
-            return Conv2d(base, name, match.bases)
-        return Linear(base, name, match.bases, fan_in_fan_out=_fan_in_fan_out(config, base))
+            return Conv2d(base, name, match)
+        return Linear(base, name, match, fan_in_fan_out=_fan_in_fan_out(config, base))
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's own copies child.weight, which containers in modules_to_save do not have, and moves adapters by dtype.
@@ -170,10 +175,10 @@ class SVDCoefficientModel(BaseTuner):
     # Merging
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge adapters, by default the active ones, into the base weights; see ``BaseTuner.merge_adapter``.
+        """Merge adapters, by default the active ones, into the base weights; see `BaseTuner.merge_adapter`.
 
         Raises:
-            ValueError: ``safe_merge`` is set and a merged weight would not be finite; all weights stay as they were.
+            ValueError: `safe_merge` is set and a merged weight would not be finite; all weights stay as they were.
         """
         if safe_merge:
             self._check_merge(adapter_names)
@@ -198,7 +203,7 @@ class SVDCoefficientModel(BaseTuner):
     # Scaling and sums
 
     def set_scale(self, adapter: str, scale: float) -> None:
-        """Set an adapter's scaling in all layers to ``scale`` times the one it was configured with.
+        """Set an adapter's scaling in all layers to `scale` times the one it was configured with.
 
         0 is the base model, 1 the adapter as it was trained; values between interpolate.
 
@@ -219,7 +224,7 @@ class SVDCoefficientModel(BaseTuner):
     ) -> None:
         """Add an adapter whose change of every weight is the sum of others' changes, each times a weight.
 
-        Exact, with positive and negative weights: ``p = p0 + sum_i weight_i scaling_i (p_i - p0)``. The new adapter is
+        Exact, with positive and negative weights: `p = p0 + sum_i weight_i scaling_i (p_i - p0)`. The new adapter is
         neither active nor trained. Modules in modules_to_save are copied if only one of the adapters has them.
 
         Raises:
@@ -309,6 +314,53 @@ def _fan_in_fan_out(config: SVDCoefficientConfig, base: nn.Module) -> bool:
     return isinstance(base, Conv1D)
 
 
-def _plain(name: str) -> str:
+def _without_compile_prefix(name: str) -> str:
     """A module's name without what torch.compile puts in front of it."""
     return name.removeprefix("_orig_mod.")
+
+
+# What an adapter has learnt
+
+
+def coefficient_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the names and parameters of all coefficients in a model, of every adapter, trained or frozen.
+
+    Coefficients want a learning rate of their own, about a thousand times that of weights:
+
+    Example:
+        >>> import torch
+        >>> from peft import get_peft_model
+        >>> from samparser import SVDCoefficientConfig
+        >>> from samparser.tuner import coefficient_parameters
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2))
+        >>> model = get_peft_model(net, SVDCoefficientConfig(target_modules=["0"], modules_to_save=["1"]))
+        >>> chosen = dict(coefficient_parameters(model))
+        >>> sorted(chosen)
+        ['base_model.model.0.svd_coefficient_p.default']
+        >>> others = [p for name, p in model.named_parameters() if p.requires_grad and name not in chosen]
+        >>> groups = [{"params": list(chosen.values()), "lr": 1e-2}, {"params": others, "lr": 1e-4}]
+        >>> optimizer = torch.optim.Adam(groups)
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, SVDCoefficientLayer):
+            for kind in COEFFICIENTS:
+                for adapter, parameter in getattr(module, kind).items():
+                    yield ".".join(part for part in (name, kind, adapter) if part), parameter
+
+
+@torch.no_grad()
+def coefficients(model: nn.Module, adapter_name: str = "default") -> dict[str, tuple[Tensor, Tensor]]:
+    """Read the spectra of an adapter: for each adapted layer the coefficients before and after, (p0, p), each (rank,).
+
+    p0 are the singular values of the base weight and p those that the adapter puts in their place, at scaling 1 and
+    however they are parametrised. Copies, in float32 or wider.
+
+    Raises:
+        ValueError: No layer of the model has an adapter of that name.
+    """
+    layers = {module.layer_name: module for module in model.modules() if isinstance(module, SVDCoefficientLayer)}
+    found = {name: layer.spectrum(adapter_name) for name, layer in layers.items() if adapter_name in layer.states}
+    if not found:
+        known = sorted({name for layer in layers.values() for name in layer.states})
+        raise ValueError(f"The model has no SVD coefficient adapter {adapter_name!r}; it has {known or 'none'}.")
+    return {name: (p0.clone(), p.clone()) for name, (p0, p) in found.items()}

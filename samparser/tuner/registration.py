@@ -1,32 +1,23 @@
-"""Make PEFT know the tuner: the one file that writes to PEFT's registry. Safe to run twice; fails loudly.
+"""Registration with PEFT: the one file that writes to PEFT's registry. Safe to run twice; fails loudly.
 
 PEFT has no plug-in hook. `register_peft_method` takes only names that are members of its `PeftType` enumeration, and
-the name of a member is what goes into adapter_config.json, so a real member has to be made first. Two methods of PEFT
-are wrapped besides, and do for all other tuners what they did before.
+the name of a member is what goes into adapter_config.json, so a real member has to be made first.
 """
 
 from __future__ import annotations
 
-import functools
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
 import peft
-from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType, register_peft_method
+from peft.utils import PeftType, register_peft_method
 
-if TYPE_CHECKING:
-    from .config import SVDCoefficientConfig
-
-NAME = "SVD_COEFFICIENT"
-# transformers derives the prefix of an adapter's parameters from the name of the type: no other prefix works there.
-PREFIX = "svd_coefficient_"
+from .config import NAME, PREFIX, SVDCoefficientConfig
+from .model import SVDCoefficientModel
+from .peft_reading import wrap_reading
 
 
 def add_peft_type() -> PeftType:
-    """Return ``PeftType.SVD_COEFFICIENT``, which is added to the enumeration if this PEFT does not have it.
+    """Return `PeftType.SVD_COEFFICIENT`, which is added to the enumeration if this PEFT does not have it.
 
     Raises:
         RuntimeError: The enumeration of this PEFT cannot be extended as those of 0.21 and 0.22 can.
@@ -52,14 +43,11 @@ def add_peft_type() -> PeftType:
 
 
 def register() -> None:
-    """Register `SVDCoefficientConfig` and `SVDCoefficientModel` under ``PeftType.SVD_COEFFICIENT``.
+    """Register `SVDCoefficientConfig` and `SVDCoefficientModel` under `PeftType.SVD_COEFFICIENT`.
 
     Raises:
         RuntimeError: Something else holds that name in this PEFT, or it cannot be registered.
     """
-    from .config import SVDCoefficientConfig
-    from .model import SVDCoefficientModel
-
     member = add_peft_type()
     present = PEFT_TYPE_TO_CONFIG_MAPPING.get(member)
     if present is SVDCoefficientConfig:
@@ -78,48 +66,7 @@ def register() -> None:
     )
     if registered != (SVDCoefficientConfig, SVDCoefficientModel, PREFIX):
         raise RuntimeError(_cannot_register(f"after registering, its tables hold {registered}"))
-    _remember_sources(SVDCoefficientConfig)
-    _write_cards_on_push(SVDCoefficientConfig)
-
-
-def _remember_sources(config_class: type[SVDCoefficientConfig]) -> None:
-    """Let configurations of ours that PEFT reads know where they lie, so that injection can check the file beside them.
-
-    transformers' ``model.load_adapter`` reads with ``PeftConfig.from_pretrained``, which makes a configuration of the
-    adapter's type without calling that type's own ``from_pretrained``, then injects, and opens the file last.
-    """
-    from .adapter_file import AdapterSource
-
-    read = PeftConfig.from_pretrained.__func__
-
-    @functools.wraps(read)
-    def from_pretrained(
-        cls: type, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
-    ) -> Any:
-        config = read(cls, pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
-        if isinstance(config, config_class):
-            download, _, _ = cls._split_kwargs(kwargs)  # type: ignore[attr-defined]
-            config._source = AdapterSource(str(pretrained_model_name_or_path), subfolder, download)
-        return config
-
-    PeftConfig.from_pretrained = classmethod(from_pretrained)
-
-
-def _write_cards_on_push(config_class: type[SVDCoefficientConfig]) -> None:
-    """Let ``PeftModel.push_to_hub`` upload our model card: after saving, transformers puts its own in its place."""
-    from .card import write_card
-
-    upload = PeftModel._upload_modified_files
-
-    @functools.wraps(upload)
-    def with_cards(self: PeftModel, working_dir: str, *args: Any, **kwargs: Any) -> Any:
-        folders = [Path(working_dir, "" if name == "default" else name) for name in self.peft_config]
-        for folder, config in zip(folders, self.peft_config.values(), strict=True):
-            if isinstance(config, config_class) and (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
-                write_card(folder)
-        return upload(self, working_dir, *args, **kwargs)
-
-    PeftModel._upload_modified_files = with_cards
+    wrap_reading()
 
 
 def _cannot_register(reason: str) -> str:

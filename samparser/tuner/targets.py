@@ -1,6 +1,6 @@
-"""From what the user names in target_modules to the layers that are adapted.
+"""Target modules: from the names a user gives to the layers that are adapted, and why others cannot be.
 
-PEFT compares names with the layers themselves, so a container such as ``neck`` would match nothing it can adapt. Here
+PEFT compares names with the layers themselves, so a container such as `neck` would match nothing it can adapt. Here
 every name, regular expression and index is resolved against the model once, before anything is replaced, and the full
 names of the layers go back into the configuration. Resolving those again gives the same names.
 """
@@ -10,20 +10,25 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils.constants import DUMMY_TARGET_MODULES, INCLUDE_LINEAR_LAYERS_SHORTHAND
-from torch import nn
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from .supported import unsupported_reason
+from .config import SVDCoefficientConfig
 
-if TYPE_CHECKING:
-    from .config import SVDCoefficientConfig
+SUPPORTED = (nn.Linear, nn.Conv2d, Conv1D)
+_SUPPORTED_ARE = "Coefficients need a floating-point nn.Linear, nn.Conv2d or transformers Conv1D."
+_KEEP_IN_MEMORY = (
+    "Load the base model without offloading, or with a device_map that keeps this layer's weight on a device."
+)
+
+# From names to layers
 
 
 def resolve_targets(config: SVDCoefficientConfig, model: nn.Module) -> list[str] | None:
-    """The full names of the layers that ``config`` adapts in ``model``, sorted; None for PEFT's dummy target.
+    """Find the full names of the layers that `config` adapts in `model`, sorted; None for PEFT's dummy target.
 
     Raises:
         ValueError: A name in target_modules is not in the model, or nothing is left to adapt.
@@ -163,3 +168,92 @@ def _shown(names: object) -> str:
         shown = sorted(names)
         return repr(shown) if len(shown) <= 6 else f"{shown[:6]} and {len(shown) - 6} more"
     return repr(names)
+
+
+# What can be adapted
+
+
+def unsupported_reason(module: nn.Module) -> str | None:
+    """Say why a module cannot be adapted, as a sentence that names its type; None if it can.
+
+    A layer that already carries our adapters can take another; its `adapts_coefficients` says so.
+    """
+    if getattr(module, "adapts_coefficients", False):
+        return None
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+    if isinstance(module, BaseTunerLayer):
+        return (
+            f"it already carries another adapter ({kind}), and stacking adapters of different methods is not possible."
+        )
+    if _is_quantised(module):
+        return (
+            f"it is a quantised layer ({kind}). A quantised weight has no coefficients to train and cannot take up the "
+            f"change; load the model without quantisation. {_SUPPORTED_ARE}"
+        )
+    if not isinstance(module, SUPPORTED):
+        return f"it is a {kind}. {_SUPPORTED_ARE}"
+    if module._parameters.get("weight") is None:
+        return (
+            f"its weight is computed anew from other parameters ({kind} with a parametrisation such as weight_norm), "
+            "so a change of it would be lost. Remove the parametrisation first, for instance with "
+            "torch.nn.utils.parametrize.remove_parametrizations."
+        )
+    if not module.weight.is_floating_point():
+        return f"its weight is {module.weight.dtype} ({kind}). {_SUPPORTED_ARE}"
+    standard = next(cls for cls in SUPPORTED if isinstance(module, cls))
+    if type(module).forward is not standard.forward:
+        return f"it is a {kind}, which computes its output in a way of its own. {_SUPPORTED_ARE}"
+    return None
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    """Layers of bitsandbytes are subclasses of nn.Linear and some report a floating-point weight: go by the name."""
+    names = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__]
+    return any(name.startswith("bitsandbytes.") or name.endswith((".Linear4bit", ".Linear8bitLt")) for name in names)
+
+
+# Weights that accelerate keeps on the CPU or on disk and lends to their layer for each forward pass: such a layer
+# cannot be adapted, as its weight has to be split before the first pass, and changed in every one.
+
+
+def refuse_offloaded(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuse layers whose weights accelerate has offloaded.
+
+    Raises:
+        ValueError: Some of the layers have no weight in memory; the message names them and the way out.
+    """
+    offloaded = [name for name in names if _is_offloaded(model, name)]
+    if offloaded:
+        more = f" and {len(offloaded) - 4} more" if len(offloaded) > 4 else ""
+        raise ValueError(
+            f"Cannot adapt {', '.join(offloaded[:4])}{more}: accelerate keeps the weight on the CPU or on disk until "
+            f"the layer runs, and its coefficients need it in memory. {_KEEP_IN_MEMORY}"
+        )
+
+
+def without_values(name: str, base: nn.Module) -> str:
+    """Say what is wrong when a layer is to compute and its base weight has no values."""
+    if _lends_weights(base):
+        return (
+            f"{name}: accelerate offloaded the weight to the CPU or to disk after the layer was adapted, and an "
+            f"adapted layer needs it in memory. {_KEEP_IN_MEMORY}"
+        )
+    return (
+        f"{name}: the base weight is on the meta device and has no values. Load the base model's weights first, for "
+        "instance with load_state_dict(..., assign=True)."
+    )
+
+
+def _is_offloaded(model: nn.Module, name: str) -> bool:
+    """Whether a layer's weight is absent because the layer, or a module that contains it, has an offloading hook."""
+    layer = model.get_submodule(name)
+    base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+    parts = name.split(".")
+    holders = [base, *(model.get_submodule(".".join(parts[:end])) for end in range(len(parts)))]
+    weight = base.weight
+    return isinstance(weight, Tensor) and weight.is_meta and any(map(_lends_weights, holders))
+
+
+def _lends_weights(module: nn.Module) -> bool:
+    hook = getattr(module, "_hf_hook", None)
+    return any(getattr(one, "offload", False) for one in getattr(hook, "hooks", (hook,)))

@@ -3,6 +3,7 @@
 import time
 
 import hypothesis.strategies as st
+import jaxtyping
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -223,3 +224,10 @@ def test_shapes_that_would_broadcast_in_silence_are_refused_in_the_checked_run()
 
 def test_factors_unpack_in_the_order_of_the_product():
     assert Factors._fields == ("u", "p", "vh")
+
+
+def test_the_shapes_in_the_signatures_are_checked_in_the_test_run():
+    u, vh = torch.ones(4, 3), torch.ones(3, 5)
+    assert recompose(u, torch.ones(3), vh).shape == (4, 5)
+    with pytest.raises(jaxtyping.TypeCheckError, match="recompose"):
+        recompose(u, torch.ones(1), vh)  # It would be broadcast in silence.

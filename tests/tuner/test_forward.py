@@ -13,7 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from samparser import SVDCoefficientConfig
-from samparser.tuner import forms
+from samparser.tuner import functional
 from tests.reference import tuner as reference
 from tests.tuner.models import INPUTS, TARGETS, batch, make, move, output, train
 from tests.tuner.strategies import LAYERS, adapted, input_for, wrap
@@ -40,7 +40,7 @@ def test_an_adapted_layer_equals_the_layer_with_the_weight_composed_term_by_term
     with torch.no_grad():
         ours.svd_coefficient_p["default"].add_(torch.from_numpy(change).to(ours.svd_coefficient_p["default"]))
     # What the coefficients say after rounding to their dtype, and after singular values that are equal moved together.
-    change = (ours.coefficients("default")[1] - ours.coefficients("default")[0]).detach().double().numpy()
+    change = (ours.spectrum("default")[1] - ours.spectrum("default")[0]).detach().double().numpy()
     result = ours(x)
     expected = reference.adapted_layer(layer, change)(x.double())
     assert result.dtype == dtype
@@ -108,7 +108,7 @@ def test_relative_coefficients_have_the_absolute_gradient_times_p0():
     relative = adapted(wrap(copy.deepcopy(plain), parametrization="relative"))
     for ours in (absolute, relative):
         ours(x).square().sum().backward()
-    expected = absolute.svd_coefficient_p["default"].grad * absolute.bases.p0
+    expected = absolute.svd_coefficient_p["default"].grad * absolute.bases.p
     torch.testing.assert_close(relative.svd_coefficient_d["default"].grad, expected)
 
 
@@ -149,8 +149,8 @@ def test_autocast_on_the_gpu_trains_coefficients_in_float32(kind, dtype):
 
 def test_in_evaluation_the_weight_is_formed_once_per_version_of_the_coefficients(monkeypatch):
     formed = []
-    original = forms.rebuilt_weight
-    monkeypatch.setattr(forms, "rebuilt_weight", lambda *a, **k: formed.append(1) or original(*a, **k))
+    original = functional.rebuilt_weight
+    monkeypatch.setattr(functional, "rebuilt_weight", lambda *a, **k: formed.append(1) or original(*a, **k))
     model, x = get_peft_model(make("MLP"), SVDCoefficientConfig(target_modules=["lin0"])), batch("MLP")
     parameter = adapted(model).svd_coefficient_p["default"]
     first = output(model, x)
@@ -187,7 +187,7 @@ def test_vmap_over_coefficients_equals_a_loop():
     layer, x = nn.Linear(5, 4), torch.randn(3, 5)
     ours = adapted(wrap(layer)).eval()
     name = "svd_coefficient_p.default"
-    ensemble = ours.bases.p0 * (1 + 0.1 * torch.randn(6, 4))
+    ensemble = ours.bases.p * (1 + 0.1 * torch.randn(6, 4))
 
     def run(p: torch.Tensor) -> torch.Tensor:
         return torch.func.functional_call(ours, {name: p}, (x,))

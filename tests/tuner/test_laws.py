@@ -70,7 +70,7 @@ def test_a_weighted_sum_of_adapters_is_the_sum_in_weight_space(layer, seed, weig
     model.set_adapter("sum")
     torch.testing.assert_close(ours.weight, plain.weight + expected, rtol=1e-10, atol=1e-10)
     # The reconstructed weight is u diag(p) vh with the summed coefficients, wherever these are free.
-    _, p = ours.coefficients("sum")
+    _, p = ours.spectrum("sum")
     whole = (ours.bases.u * p) @ ours.bases.vh
     torch.testing.assert_close(
         unfold(whole, plain.weight.shape, fan_in_fan_out=ours.fan_in_fan_out), ours.weight, rtol=1e-7, atol=1e-7

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import (
@@ -122,7 +123,25 @@ def test_the_folder_has_a_card_that_imports_samparser_first(tmp_path):
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
-    assert "import samparser" in (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text()
+    assert card.rstrip().splitlines()[-1].startswith("This adapter needs `import samparser`")
+    assert "library_name: peft" in card
+    with_adapters("MLP", "default").save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text().strip() == card.strip()
+
+
+def test_the_card_names_the_base_model_that_the_configuration_names_a_local_folder_too(tmp_path, tiny_sam_folder):
+    base = SamModel.from_pretrained(tiny_sam_folder)
+    get_peft_model(base, SVDCoefficientConfig(target_modules=["neck"])).save_pretrained(tmp_path)
+    assert ModelCard.load(tmp_path / "README.md").data["base_model"] == str(tiny_sam_folder)
+
+
+def test_a_card_above_adapters_with_names_of_their_own_imports_samparser_and_no_other_file_does(tmp_path):
+    (tmp_path / "README.md").write_text("# My project\n")
+    with_adapters("MLP", "default").save_pretrained(tmp_path / "one")
+    assert (tmp_path / "README.md").read_text() == "# My project\n"
+    with_adapters("MLP", "one", "two").save_pretrained(tmp_path / "several")
+    assert (tmp_path / "several" / "README.md").read_text().count("import samparser") == 1
 
 
 def test_adapters_with_names_of_their_own_are_saved_and_loaded_side_by_side(tmp_path):

@@ -63,12 +63,12 @@ def test_a_state_dict_round_trip_carries_base_model_and_adapter(kind):
 
 def test_an_adapter_keeps_its_change_when_only_the_base_weights_are_loaded():
     model = with_adapters("MLP", "a")
-    change = [layer.coefficients("a")[1] - layer.coefficients("a")[0] for layer in layers(model)]
+    change = [layer.spectrum("a")[1] - layer.spectrum("a")[0] for layer in layers(model)]
     set_base_model_state_dict(model, make("MLP", seed=9).state_dict())
     for layer, before in zip(layers(model), change, strict=True):
-        p0, p = layer.coefficients("a")
+        p0, p = layer.spectrum("a")
         torch.testing.assert_close(p - p0, before)
-        torch.testing.assert_close(layer.bases.p0, torch.linalg.svdvals(layer.base_weight))
+        torch.testing.assert_close(layer.bases.p, torch.linalg.svdvals(layer.base_weight))
 
 
 def test_an_untrained_adapter_starts_at_the_base_weights_that_were_loaded(tmp_path):
@@ -141,7 +141,7 @@ def test_a_cast_model_keeps_coefficients_and_bases_in_float32(cast, choices):
         assert model.get_parameter(name).dtype == torch.float32
         assert torch.equal(model.get_parameter(name), tensor)
     layer = layers(model)[0]
-    assert {layer.bases.u.dtype, layer.bases.p0.dtype, layer.bases.vh.dtype} == {torch.float32}
+    assert {layer.bases.u.dtype, layer.bases.p.dtype, layer.bases.vh.dtype} == {torch.float32}
     x = batch("ConvNet").to(layer.base_weight.dtype)
     assert output(model, x).dtype == x.dtype
     train(model, x)

@@ -1,0 +1,59 @@
+"""Scores of the model before its first step, so that every run says whether tuning helped."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from typing import Any
+
+from transformers import TrainerCallback
+
+from samparser.scoring.table import ScoreTable
+
+from .run_folder import RunFolder
+
+ADVICE = (
+    "Tuning made the masks worse. The usual reasons: a learning rate that is too high (watch the loss in the curves); "
+    "too few images; box jitter that is large for the objects (--jitter_max_fraction 0.1); labels that differ between "
+    "the splits (`samparser data check` draws both). The base model is the better one here."
+)
+
+
+class ScoreBefore(TrainerCallback):
+    """Score all validation images when a run begins at its first step, and keep the table in the run folder.
+
+    Attributes:
+        trainer: The trainer that the callback belongs to; set once it exists.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.trainer: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Score and log; a resumed run that is past its first step has the table already."""
+        if state.global_step > 0:
+            return
+        trainer = self.trainer
+        table = trainer.score(trainer.eval_dataset)
+        if state.is_world_process_zero:
+            table.to_csv(self.folder.scores_before)
+        trainer.log({"before_miou": table.miou, "before_f1": table.f1})
+
+
+def scores_before(folder: RunFolder) -> ScoreTable | None:
+    """Return the table of the model before its first step, or None where a run did not make one."""
+    path = folder.scores_before
+    return ScoreTable.from_csv(path) if path.is_file() else None
+
+
+def verdict(before: ScoreTable, after: ScoreTable) -> str:
+    """Return both scores and their difference as text; if tuning made the masks worse, what to look at."""
+    lines = [f"{'':<22}{'mIoU %':>8}{'F1 %':>8}"]
+    for title, table in (("before tuning", before), ("after tuning", after)):
+        lines.append(f"{title:<22}{100 * table.miou:>8.2f}{100 * table.f1:>8.2f}")
+    gain = after.miou - before.miou
+    lines.append(f"{'difference':<22}{100 * gain:>+8.2f}{100 * (after.f1 - before.f1):>+8.2f}")
+    if not math.isnan(gain) and gain < 0:
+        lines += ["", *textwrap.wrap(ADVICE, width=100)]
+    return "\n".join(lines)

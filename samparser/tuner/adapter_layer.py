@@ -1,0 +1,274 @@
+"""Adapters of one layer: their parameters, which of them train, scaling, and the change of the weight they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .base_record import Match, Record
+from .config import Form, SVDCoefficientConfig
+from .factors import Factors, coefficient_groups, tie_change
+
+COEFFICIENTS = ("svd_coefficient_p", "svd_coefficient_d")
+BASES = ("svd_coefficient_u", "svd_coefficient_vh")
+
+
+class CoefficientDict(nn.ParameterDict):
+    """Adapter parameters by adapter name, that a cast of the model does not make narrower.
+
+    Changes of coefficients are small against the coefficients: in bfloat16 most steps of training would round to none.
+    So `model.half()` and `model.to(torch.bfloat16)` move these parameters, but leave their dtype alone.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        return super()._apply(keeping_dtype(fn), recurse)
+
+
+def keeping_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Take from `fn`, a conversion as `nn.Module.to` applies it, what would make a tensor narrower."""
+
+    def convert(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return fn(tensor)
+        probe = fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device))
+        if torch.promote_types(probe.dtype, tensor.dtype) == probe.dtype:
+            return fn(tensor)
+        return tensor.to(probe.device)
+
+    return convert
+
+
+@dataclass
+class AdapterState:
+    """What a layer knows of one of its adapters besides its parameters.
+
+    `origin` (k,) holds the p0 from which the adapter's changes count: the one saved with it, or the layer's own.
+    `groups` (k,) says which of the k leading coefficients move together; None when none have to. `record` is what
+    the adapter remembers of the base weight, None while that has no values. `check_later` is set for an adapter that
+    was loaded while the base weight had no values. `form` is how the layer should compute, see
+    `samparser.tuner.functional`.
+    """
+
+    origin: Tensor
+    groups: Tensor | None
+    initial_scaling: float
+    trained: frozenset[str]
+    record: Record | None
+    base_check: str
+    check_later: bool = False
+    form: Form = "auto"
+
+    @property
+    def rank(self) -> int:
+        """The number k of leading coefficients that the adapter changes."""
+        return len(self.origin)
+
+
+class AdapterLayer(nn.Module, BaseTunerLayer):
+    """The adapters of one layer, and the change of the weight that they make together.
+
+    `bases` are the factors `u diag(p0) vh` of the layer's weight, shared by all adapters; the weight was rounded to
+    `rounded_to` first, where that is set. Each adapter has either p itself (`svd_coefficient_p`) or d with
+    p = p0 (1 + d) (`svd_coefficient_d`), of shape (k,), and bases of its own (`svd_coefficient_u`,
+    `svd_coefficient_vh`) if it trains or saves them.
+    """
+
+    adapts_coefficients = True
+    adapter_layer_names = (*COEFFICIENTS, *BASES)
+    other_param_names = ("scaling", "states")
+    active_adapters: list[str]
+
+    def __init__(self, name: str, match: Match) -> None:
+        super().__init__()
+        self.layer_name = name
+        self.bases: Factors = match.bases
+        self.rounded_to = match.rounded_to
+        self.svd_coefficient_p = CoefficientDict({})
+        self.svd_coefficient_d = CoefficientDict({})
+        self.svd_coefficient_u = CoefficientDict({})
+        self.svd_coefficient_vh = CoefficientDict({})
+        self.scaling: dict[str, float] = {}
+        self.states: dict[str, AdapterState] = {}
+        self._disable_adapters = False
+        self._active_adapter: str | list[str] = []
+        self._flags_before_disabling: dict[tuple[str, str], bool] | None = None
+
+    def update_layer(
+        self, adapter_name: str, config: SVDCoefficientConfig, match: Match, rank: int | None = None
+    ) -> None:
+        """Add an adapter to the layer, or start an existing one anew.
+
+        Args:
+            adapter_name: The adapter.
+            config: Its configuration.
+            match: Where the adapter's coefficients count from, and what it remembers of the base weight.
+            rank: How many leading coefficients the adapter changes; None for all.
+        """
+        k = min(rank or self.bases.rank, self.bases.rank)
+        origin = match.origin[:k]
+        own_bases = config.save_basis or config.trainable != "coefficients"
+        trained = set(BASES) if config.trainable != "coefficients" else set()
+        if config.trainable != "bases":
+            relative = config.parametrization == "relative"
+            name = "svd_coefficient_d" if relative else "svd_coefficient_p"
+            getattr(self, name)[adapter_name] = nn.Parameter(torch.zeros_like(origin) if relative else origin.clone())
+            trained.add(name)
+        if own_bases:
+            self.svd_coefficient_u[adapter_name] = nn.Parameter(self.bases.u[:, :k].clone())
+            self.svd_coefficient_vh[adapter_name] = nn.Parameter(self.bases.vh[:k].clone())
+        self.scaling[adapter_name] = float(config.scaling)
+        self.states[adapter_name] = AdapterState(
+            origin=origin,
+            # Bases that travel with the adapter need not be found again, so nothing has to move together.
+            groups=None if own_bases or match.group_p0.is_meta else coefficient_groups(match.group_p0, k),
+            initial_scaling=self.scaling[adapter_name],
+            trained=frozenset(trained),
+            record=match.record,
+            base_check=config.base_check,
+            check_later=match.kind == "unchecked",
+            form=config.form,
+        )
+        if not config.init_weights:
+            self._start_at_random(adapter_name)
+        self.set_adapter(self.active_adapters)
+
+    @torch.no_grad()
+    def _start_at_random(self, adapter_name: str) -> None:
+        """Move every trained part of an adapter by about a tenth, drawn from torch's generator."""
+        state = self.states[adapter_name]
+        for name in sorted(state.trained):
+            parameter = getattr(self, name)[adapter_name]
+            if parameter.is_meta:
+                continue
+            noise = 0.1 * torch.randn(parameter.shape).to(parameter)
+            if name == "svd_coefficient_p":
+                noise = noise * state.origin
+            elif name != "svd_coefficient_d":
+                noise = noise * parameter.square().mean().sqrt()
+            parameter.add_(noise)
+
+    def parameters_of_adapters(self) -> list[tuple[str, str, nn.Parameter]]:
+        """List all adapter parameters of the layer as (kind, adapter, parameter)."""
+        return [(name, key, p) for name in self.adapter_layer_names for key, p in getattr(self, name).items()]
+
+    # Which adapters are active and which of their parts train
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Make adapters active and, unless `inference_mode`, trainable; all others are frozen."""
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self._flags_before_disabling = None
+        self._freeze_untrained()
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Freeze or unfreeze adapters; parts that an adapter does not train, such as saved bases, stay frozen."""
+        super().set_requires_grad(adapter_names, requires_grad)
+        self._freeze_untrained()
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switch all adapters of the layer off, which freezes them, or on, with what required a gradient before."""
+        if not enabled and not self._disable_adapters:
+            flags = {(name, key): p.requires_grad for name, key, p in self.parameters_of_adapters()}
+            super().enable_adapters(False)
+            self._flags_before_disabling = flags
+        elif enabled and self._disable_adapters:
+            before = self._flags_before_disabling or {}
+            super().enable_adapters(True)
+            for name, key, parameter in self.parameters_of_adapters():
+                parameter.requires_grad_(before.get((name, key), parameter.requires_grad))
+
+    def _freeze_untrained(self) -> None:
+        for name, key, parameter in self.parameters_of_adapters():
+            if name not in self.states[key].trained and parameter.is_leaf:
+                parameter.requires_grad_(False)
+
+    # Scaling, as LoRA has it
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Set an adapter's scaling to `scale` times the one it was configured with; other layers' adapters pass."""
+        if adapter in self.scaling:
+            self.scaling[adapter] = scale * self.states[adapter].initial_scaling
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the scaling of all active adapters."""
+        for adapter in self.present(self.active_adapters):
+            self.scaling[adapter] *= scale
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the scaling of all active adapters, or set it back to the configured one when `scale` is None."""
+        for adapter in self.present(self.active_adapters):
+            initial, now = self.states[adapter].initial_scaling, self.scaling[adapter]
+            self.scaling[adapter] = initial if scale is None else now / scale
+
+    # The change of the weight
+
+    def present(self, adapter_names: Sequence[str]) -> list[str]:
+        """Choose the adapters among these that this layer has, in an order that does not depend on theirs."""
+        return sorted(set(adapter_names) & set(self.states))
+
+    def spectrum(self, adapter_name: str) -> tuple[Tensor, Tensor]:
+        """Give (p0, p) of an adapter, each (k,): its coefficients at the start and now, before scaling."""
+        origin = self.states[adapter_name].origin
+        return origin, origin + self.coefficient_change(adapter_name)
+
+    def coefficient_change(self, adapter_name: str) -> Tensor:
+        """Compute p - p0 of an adapter, (k,), in float32 or wider."""
+        state = self.states[adapter_name]
+        if adapter_name in self.svd_coefficient_d:
+            change = state.origin * self.svd_coefficient_d[adapter_name]
+        elif adapter_name in self.svd_coefficient_p:
+            p = self.svd_coefficient_p[adapter_name]
+            change = p.to(torch.promote_types(p.dtype, state.origin.dtype)) - state.origin
+        else:  # Only the bases of this adapter train.
+            return torch.zeros_like(state.origin)
+        return tie_change(change, state.groups)
+
+    def terms_of(self, adapter_names: Sequence[str]) -> list[Factors]:
+        """Write the change of the weight by these adapters together as a sum; an empty list for none."""
+        shared: list[Tensor] = []
+        terms: list[Factors] = []
+        for name in self.present(adapter_names):
+            change, scale = self.coefficient_change(name), self.scaling[name]
+            if name not in self.svd_coefficient_u:
+                shared.append(change * scale)
+                continue
+            state, u, vh = self.states[name], self.svd_coefficient_u[name], self.svd_coefficient_vh[name]
+            if "svd_coefficient_u" in state.trained:
+                # U' diag(p) Vh' - U diag(p0) Vh: the bases of the adapter are no longer those of the weight.
+                terms.append(Factors(u, (state.origin + change) * scale, vh))
+                terms.append(self.bases.with_coefficients(-state.origin * scale))
+            else:
+                terms.append(Factors(u, change * scale, vh))
+        if shared:
+            rank = max(map(len, shared))
+            padded = [_pad(change, rank) for change in shared]
+            terms.append(self.bases.with_coefficients(sum(padded[1:], padded[0])))
+        return terms
+
+    def term_by_sample(self, adapter_names: Sequence[str]) -> Factors | None:
+        """Write the change for a batch whose sample n has the adapter adapter_names[n] as one term with p of (N, k).
+
+        None when an adapter has bases of its own: then one term cannot serve all samples.
+        """
+        present = self.present(adapter_names)
+        if any(name in self.svd_coefficient_u for name in present):
+            return None
+        changes = {name: self.coefficient_change(name) * self.scaling[name] for name in present}
+        rank = max(len(change) for change in changes.values())
+        none = changes[present[0]].new_zeros(rank)
+        return self.bases.with_coefficients(
+            torch.stack([_pad(changes.get(name, none), rank) for name in adapter_names])
+        )
+
+    def trains_bases(self) -> bool:
+        """Tell whether an active adapter has bases of its own that train."""
+        return any("svd_coefficient_u" in self.states[name].trained for name in self.present(self.active_adapters))
+
+
+def _pad(change: Tensor, rank: int) -> Tensor:
+    return F.pad(change, (0, rank - len(change))) if len(change) < rank else change
