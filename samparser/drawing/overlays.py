@@ -11,7 +11,7 @@ from samparser.data.sample import tight_box
 
 from .palette import instance_colour, rgb
 
-_STRIP = 1 << 21  # pixels that are blended at a time, in float32
+_STRIP = 1 << 21  # pixels that are blended at a time
 
 
 class MaskInBox(Protocol):
@@ -58,10 +58,12 @@ def overlay(
     line = line or max(1, round(max(image.shape[:2]) / 400))
     for number in sorted(range(len(masks)), key=lambda number: -_area(masks[number])):
         colour = rgb(instance_colour(number))
-        for place, mask, edge in _strips(masks[number], picture.shape[:2], line):
-            part = picture[place]
-            part[mask] = ((1 - opacity) * part[mask] + opacity * colour).round()
-            part[edge] = colour
+        blended = ((1 - opacity) * np.arange(256)[:, None] + opacity * colour).round().astype(np.uint8)
+        for (rows, columns), mask, edge in _strips(masks[number], picture.shape[:2], line):
+            for channel in range(3):  # by table: an array of the pixels inside, in float, takes ten times as long
+                part = picture[rows, columns, channel]
+                np.copyto(part, blended[:, channel][part], where=mask)
+                np.copyto(part, colour[channel], where=edge)
     for mask in outlines if outlines is not None else ():
         edge = border(mask, line)
         if edge.any():

@@ -59,7 +59,7 @@ def predict_files(
 
     Written are `masks/NAME.png` (0 background, mask number from 1), `overlays/NAME.png` and `masks.json` (COCO with
     run-length encoding, masks in the order of the prompts, overlapping masks whole). NAME is the image's path below
-    the folder that was given, or its file name. `predicted.jsonl` lists these files: a later call knows its own by it.
+    the folder that was given, or its file name. The `info` of `masks.json` lists the files: a later call knows its own.
 
     Masks are worked on in pieces and kept packed, so that beside the image, its overlay and its labels memory does not
     grow with the number of masks.
@@ -156,7 +156,7 @@ def predict_files(
         if left_out and not result:
             raise ValueError(f"None of the images could be read. {next(iter(left_out.values()))}")
 
-    with advising(PREDICTION), folder.writing(), folder.replacing(folder.coco) as file:
+    with advising(PREDICTION), folder.writing(), folder.replacing_coco() as file:
         write_coco(file, segment())
     if left_out:
         first = next(iter(left_out.values()))

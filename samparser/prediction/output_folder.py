@@ -8,17 +8,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from samparser._files import only_writer, remove_abandoned, replacing, write_text
+from samparser._files import only_writer, remove_abandoned, replacing
 from samparser._words import count, shortened
 
-MANIFEST = "predicted.jsonl"
+_JOURNAL = ".predicted.jsonl"
+_SIGNATURE = b',\n"info": '
 
 
 class OutputFolder:
-    """A folder with `masks/`, `overlays/`, `masks.json`, and `predicted.jsonl`, which lists what was written.
+    """A folder with `masks/`, `overlays/` and `masks.json`, which says in its `info` which files were written.
 
-    A file counts as the command's own while its content is what `predicted.jsonl` recorded, so masks that somebody
-    has corrected by hand are no longer its own.
+    A file counts as the command's own while its content is what was written, by its SHA-256, so masks that somebody
+    has corrected by hand are no longer its own. What a run writes before its `masks.json` is there stands in a hidden
+    journal, so that a killed run can be done again.
 
     Args:
         path: The folder; made when something is written.
@@ -35,7 +37,7 @@ class OutputFolder:
                 raise ValueError(f"{folder} is a file; name a folder to write to.")
         if self.coco.is_dir():
             raise ValueError(f"{self.coco} is a folder, where masks.json is to be written; name another folder.")
-        self._own = self._read_manifest()
+        self._own = self._read_own()
 
     def label_path(self, name: str) -> Path:
         """Return where the label PNG of an image goes, by its NAME."""
@@ -67,52 +69,69 @@ class OutputFolder:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Be the only one who writes here inside the block, clear up after killed ones, and keep `predicted.jsonl`."""
+        """Be the only one who writes here inside the block, and clear up after those that were killed."""
         self.path.mkdir(parents=True, exist_ok=True)
         with only_writer(self.path, "samparser predict") as alone:
             for folder in (self.path / "masks", self.path / "overlays"):
                 remove_abandoned(folder, everything=alone)
             remove_abandoned(self.path, everything=alone, below=False)
             yield
-            self._shorten_manifest()
+            (self.path / _JOURNAL).unlink(missing_ok=True)
 
     @contextmanager
     def replacing(self, file: Path) -> Iterator[Path]:
-        """As `samparser._files.replacing`, for a file of this folder; it is noted as this command's own."""
+        """As `samparser._files.replacing`, for a PNG of this folder; it is noted as this command's own."""
         with replacing(file) as temporary:
             yield temporary
             # Noted before the file is there: killed in between, the next run knows the old content and the new.
-            digest = _sha256(temporary)
-            self._own.setdefault(self._name(file), set()).add(digest)
-            with (self.path / MANIFEST).open("a", encoding="utf-8") as manifest:
-                manifest.write(_line(self._name(file), digest))
+            name, digest = self._name(file), _sha256(temporary)
+            self._own.setdefault(name, set()).add(digest)
+            with (self.path / _JOURNAL).open("a", encoding="utf-8") as journal:
+                journal.write(json.dumps({name: digest}) + "\n")
+
+    @contextmanager
+    def replacing_coco(self) -> Iterator[Path]:
+        """As `replacing`, for `masks.json`; what was written here is added to it as its last entry, `info`."""
+        with replacing(self.coco) as temporary:
+            yield temporary
+            own = (self.path / name for name in sorted(self._own))
+            files = {self._name(file): _sha256(file) for file in own if self._is_own(file)}
+            with temporary.open("r+b") as file:
+                file.seek(temporary.read_bytes().rindex(b"}"))
+                file.truncate()
+                file.flush()
+                info = {"description": "Written by `samparser predict`", "sha256": _sha256(temporary), "files": files}
+                file.write(_SIGNATURE + json.dumps(info).encode() + b"}\n")
 
     def _is_own(self, file: Path) -> bool:
-        return file.is_file() and not file.is_symlink() and _sha256(file) in self._own.get(self._name(file), ())
+        if file.is_symlink() or not file.is_file():
+            return False
+        return _signed(file) is not None if file == self.coco else _sha256(file) in self._own.get(self._name(file), ())
 
     def _name(self, file: Path) -> str:
         return file.relative_to(self.path).as_posix()
 
-    def _read_manifest(self) -> dict[str, set[str]]:
-        own: dict[str, set[str]] = {}
-        try:
-            lines = (self.path / MANIFEST).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
-            return own  # without it nothing counts as ours, so nothing is replaced unasked
-        for line in lines:
-            with suppress(ValueError, TypeError, KeyError, RecursionError):  # the last line of a killed run may be torn
-                entry = json.loads(line)
-                own.setdefault(str(entry["file"]), set()).add(str(entry["sha256"]))
+    def _read_own(self) -> dict[str, set[str]]:
+        """Read what was written here, by name; without it nothing counts as ours, so nothing is replaced unasked."""
+        own = {name: {digest} for name, digest in (_signed(self.coco) or {}).items()}
+        with suppress(OSError, UnicodeDecodeError):
+            for line in (self.path / _JOURNAL).read_text(encoding="utf-8").splitlines():
+                with suppress(ValueError, AttributeError):  # the last line of a killed run may be torn
+                    for name, digest in json.loads(line).items():
+                        own.setdefault(name, set()).add(digest)
         return own
 
-    def _shorten_manifest(self) -> None:
-        """Keep one line for each file that is still as it was written."""
-        lines = [_line(name, _sha256(self.path / name)) for name in sorted(self._own) if self._is_own(self.path / name)]
-        write_text(self.path / MANIFEST, "".join(lines))
 
-
-def _line(name: str, digest: str) -> str:
-    return json.dumps({"file": name, "sha256": digest}) + "\n"
+def _signed(coco: Path) -> dict[str, str] | None:
+    """Return the files that a `masks.json` names as written with it; None where it is not as it was written."""
+    try:
+        content = coco.read_bytes()
+        end = content.rindex(_SIGNATURE)
+        info = json.loads(content[end + len(_SIGNATURE) : content.rindex(b"}")])
+        whole = info["sha256"] == hashlib.sha256(memoryview(content)[:end]).hexdigest()
+        return {str(name): str(digest) for name, digest in info["files"].items()} if whole else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
 
 
 def _sha256(file: Path) -> str:
