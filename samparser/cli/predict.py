@@ -83,6 +83,16 @@ def run(arguments: Sequence[str]) -> int:
         overwrite=command.overwrite,
     )
     print(f"{count(len(written), 'image')} segmented; masks, overlays and masks.json are in {command.output}")
+    if written.replaced:
+        print(f"{count(len(written.replaced), 'file')} that were there have been replaced")
+    if written.lowered:
+        name, why = next(iter(written.lowered.items()))
+        print(f"{name}: {why}" + _others(len(written.lowered), "Likewise"))
+    if written.empty:
+        print(
+            f"{written.empty[0]}: nothing was found. Lower --pred_iou_thresh and --stability_score_thresh, or leave "
+            "them out: they are then chosen by what the model gives." + _others(len(written.empty), "Nor")
+        )
     if not written.left_out:
         return 0
     print(f"{count(len(written.left_out), 'image')} left out:")
@@ -91,3 +101,7 @@ def run(arguments: Sequence[str]) -> int:
     if len(written.left_out) > _NAMED:
         print(f"  and {len(written.left_out) - _NAMED:,} more")
     return 1
+
+
+def _others(images: int, word: str) -> str:
+    return f" {word} in {count(images - 1, 'other image')}." if images > 1 else ""

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from samparser._files import replacing
 from samparser._hashing import sha256_of
 
-from .store import DamagedFeaturesError
+from .store import DamagedFeaturesError, write_tensors
 
 _LOAD_AGAIN = (
     "It held the frozen part of the image encoder while features took its place, so this model is incomplete now: load "
@@ -65,8 +64,7 @@ class EncoderAside:
         self._neck = encoder.neck
         self._tensors = dict(_tensors(self._parts, self._position))
         if not _holds(weights, self._tensors):
-            with replacing(weights) as temporary:
-                save_file({name: t.detach().cpu().contiguous() for name, t in self._tensors.items()}, temporary)
+            write_tensors(weights, {name: t.detach().cpu().contiguous() for name, t in self._tensors.items()})
         self._hash = sha256_of(*self._tensors.values())
         dtype = next(iter(self._tensors.values())).dtype
         for tensor in self._tensors.values():

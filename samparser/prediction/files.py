@@ -32,12 +32,15 @@ class PredictedFiles(list[Path]):
     Attributes:
         left_out: Why images were left out, by NAME: those of a folder that do not open or cannot be segmented.
         empty: The images, by NAME, in which a grid found nothing.
+        lowered: That thresholds were lowered for an image, and to what, by NAME; see `generate_masks`.
+        replaced: Files of an earlier prediction that were replaced; with `overwrite` any others too.
     """
 
-    def __init__(self, left_out: dict[str, str]) -> None:
+    def __init__(self, left_out: dict[str, str], replaced: list[Path]) -> None:
         super().__init__()
-        self.left_out = left_out
+        self.left_out, self.replaced = left_out, replaced
         self.empty: list[str] = []
+        self.lowered: dict[str, str] = {}
 
 
 def predict_files(
@@ -113,19 +116,14 @@ def predict_files(
             warnings.warn(f"{some} have no prompts, first {without[0]}.", stacklevel=2)
     left_out = _check_before(files, prompts, paths, input_size(processor), kind=given[0])
     todo = [name for name in files if (grid is not None or name in prompts) and name not in left_out]
-    replaced = folder.check(todo, overwrite=overwrite)
-    if replaced:
-        warnings.warn(
-            f"{count(len(replaced), 'file')} of {folder.path} will be replaced, first {replaced[0]}.", stacklevel=2
-        )
-    result = PredictedFiles(left_out)
+    result = PredictedFiles(left_out, folder.check(todo, overwrite=overwrite))
     predictor = SamPredictor(model, processor)
 
     def masks_of(name: str, image: np.ndarray) -> tuple[list[CroppedMask], list[float] | None]:
         if grid is None:
             predictor.set_image(image)
             return list(predictor.predict_cropped(**{given[0]: prompts[name]}, batch=batch)), None
-        masks, scores = generate_cropped(
+        found = generate_cropped(
             model,
             processor,
             image,
@@ -134,9 +132,11 @@ def predict_files(
             pred_iou_thresh=pred_iou_thresh,
             stability_score_thresh=stability_score_thresh,
         )
-        if not masks:
+        if not found.masks:
             result.empty.append(name)
-        return masks, scores.tolist()
+        elif found.lowered is not None:
+            result.lowered[name] = found.lowered
+        return found.masks, found.scores.tolist()
 
     def segment() -> Iterator[SegmentedImage]:
         for name in require("tqdm.auto", "Progress").tqdm(todo, unit="image", disable=not progress):
@@ -161,13 +161,6 @@ def predict_files(
     if left_out:
         first = next(iter(left_out.values()))
         warnings.warn(f"{len(left_out)} of {count(len(files), 'image')} left out, first: {first}", stacklevel=2)
-    if result.empty:
-        some = f"{len(result.empty)} of {count(len(result), 'image')}"
-        warnings.warn(
-            f"Nothing was found in {some}, first {result.empty[0]}. Lower pred_iou_thresh and stability_score_thresh, "
-            "or leave them out: they are then chosen by what the model gives.",
-            stacklevel=2,
-        )
     return result
 
 

@@ -88,7 +88,7 @@ def generate_masks(
         ValueError: The image is not uint8 RGB, the processor does not fit the model, or a number is out of range.
         TypeError: The model is not a SamModel.
     """
-    masks, scores = generate_cropped(
+    found = generate_cropped(
         model,
         processor,
         image,
@@ -99,7 +99,24 @@ def generate_masks(
         nms_thresh=nms_thresh,
         crops=crops,
     )
-    return GeneratedMasks(planes(masks, len(masks), (image.shape[0], image.shape[1])), scores)
+    if found.lowered is not None:
+        warnings.warn(found.lowered, stacklevel=2)
+    size = (image.shape[0], image.shape[1])
+    return GeneratedMasks(planes(found.masks, len(found.masks), size), found.scores)
+
+
+class CroppedGeneration(NamedTuple):
+    """What `generate_cropped` found, best first.
+
+    Attributes:
+        masks: The masks inside their boxes.
+        scores: float32 (N,), the IoU that the model expects of each mask.
+        lowered: That thresholds were lowered, and to what, as a sentence; None where they were not.
+    """
+
+    masks: list[CroppedMask]
+    scores: np.ndarray
+    lowered: str | None = None
 
 
 def generate_cropped(
@@ -113,8 +130,8 @@ def generate_cropped(
     stability_score_thresh: float | None = None,
     nms_thresh: float = 0.7,
     crops: int = 0,
-) -> tuple[list[CroppedMask], np.ndarray]:
-    """Do what `generate_masks` does, and return the masks inside their boxes with their scores."""
+) -> CroppedGeneration:
+    """Do what `generate_masks` does, and return the masks inside their boxes."""
     require("PIL.Image", "Generating masks from a grid")
     sam = plain_sam(model, "Mask generation")
     check_processor(model, processor)
@@ -132,19 +149,20 @@ def generate_cropped(
     with evaluating(model):
         grid = _Grid(sam, image_processor(processor), image, points_per_side, batch, crops)
         masks, scores = grid.masks_above(limits)
-        if not masks and None in (pred_iou_thresh, stability_score_thresh):
-            best, limits = grid.best(), grid.own_thresholds(limits, pred_iou_thresh, stability_score_thresh)
-            masks, scores = grid.masks_above(limits)
-            warnings.warn(
+        lowered = None
+        own = None if masks else grid.own_thresholds(limits, pred_iou_thresh, stability_score_thresh)
+        if own is not None:
+            best = grid.best()
+            masks, scores = grid.masks_above(own)
+            lowered = (
                 f"None of {count(grid.number, 'candidate')} reached SAM's own thresholds (expected IoU above "
-                f"{PRED_IOU_THRESH:g}, stability above {STABILITY_SCORE_THRESH:g}; the best here reach "
-                f"{best.pred_iou:.2f} and {best.stability:.2f}), so the best of this model's own were taken: "
-                f"pred_iou_thresh {limits.pred_iou:.2f}, stability_score_thresh {limits.stability:.2f}. Give them to "
-                "decide yourself.",
-                stacklevel=3,
+                f"{limits.pred_iou:g}, stability above {limits.stability:g}; the best here reach {best.pred_iou:.2f} "
+                f"and {best.stability:.2f}), so the best of this model's own were taken: pred_iou_thresh "
+                f"{own.pred_iou:.2f}, stability_score_thresh {own.stability:.2f}. Give them to decide yourself."
             )
     kept = non_maximum_suppression(_corners(masks), torch.tensor(scores), nms_thresh).tolist()
-    return [masks[index] for index in kept], np.array([scores[index] for index in kept], dtype=np.float32)
+    chosen = np.array([scores[index] for index in kept], dtype=np.float32)
+    return CroppedGeneration([masks[index] for index in kept], chosen, lowered)
 
 
 def check_thresholds(pred_iou_thresh: float | None, stability_score_thresh: float | None) -> None:
@@ -198,15 +216,25 @@ class _Grid:
         """Return the highest of both judgements among the candidates."""
         return Thresholds(*np.max(self._judged, axis=0))
 
-    def own_thresholds(self, limits: Thresholds, *given: float | None) -> Thresholds:
-        """Return thresholds that the best part of the candidates reaches, except where one is given."""
+    def own_thresholds(self, limits: Thresholds, pred_iou: float | None, stability: float | None) -> Thresholds | None:
+        """Return thresholds that the best part of the candidates exceeds; None where what is given leaves none.
+
+        Args:
+            limits: What none of the candidates exceeds.
+            pred_iou: Given by the caller, so it stays.
+            stability: Likewise.
+        """
+        if pred_iou is not None and stability is not None:
+            return None
         judged = np.array(self._judged)
-        # Both together keep the part: first the sure ones, then among them the stable ones.
-        pred_iou = min(limits.pred_iou, float(np.quantile(judged[:, 0], _OWN_PART))) if given[0] is None else given[0]
+        # First the sure ones, then among them the stable half.
+        if pred_iou is None:
+            pred_iou = min(limits.pred_iou, float(np.quantile(judged[:, 0], _OWN_PART)))
         sure = judged[judged[:, 0] > pred_iou]
-        stability = limits.stability
-        if given[1] is None:
-            stability = min(stability, float(np.median(sure[:, 1]))) if len(sure) else 0.0
+        if not len(sure):
+            return None
+        if stability is None:
+            stability = min(limits.stability, float(np.median(sure[:, 1])))
         return Thresholds(pred_iou, stability)
 
     def _candidates(self) -> Iterator[tuple[tuple[int, ...], Tensor, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -97,7 +98,7 @@ class OutputFolder:
             own = (self.path / name for name in sorted(self._own))
             files = {self._name(file): _sha256(file) for file in own if self._is_own(file)}
             with temporary.open("r+b") as file:
-                file.seek(temporary.read_bytes().rindex(b"}"))
+                file.seek(-len(b"}\n"), os.SEEK_END)
                 file.truncate()
                 file.flush()
                 info = {"description": "Written by `samparser predict`", "sha256": _sha256(temporary), "files": files}

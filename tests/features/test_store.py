@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from samparser.features.cache import FeatureCache
@@ -248,3 +248,17 @@ def test_an_entry_that_goes_bad_while_it_is_used_ends_with_one_clear_message(
             list(loader)
     assert "Traceback" not in str(caught.value)
     assert isinstance(caught.value, RuntimeError)
+
+
+def test_a_full_disk_is_named_and_leaves_the_cache_whole(tmp_path, monkeypatch):
+    store = FeatureStore(tmp_path, "print", (2,), torch.float32)
+    store.write("aa", torch.ones(2))
+
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("samparser.features.store.save_file", full)
+    with pytest.raises(OSError, match=r"ab\.safetensors could not be written .*No space left.*make room"):
+        store.write("ab", torch.ones(2))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["aa.safetensors"]
+    assert torch.equal(store.read("aa"), torch.ones(2))

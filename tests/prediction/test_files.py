@@ -1,6 +1,7 @@
 """From image and prompt files to mask files."""
 
 import json
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -207,8 +208,8 @@ def test_an_earlier_prediction_is_replaced_with_a_word_and_one_corrected_by_hand
 ):
     out, given = tmp_path / "out", [images / "a.png", images / "sub" / "c.png"]
     segment(tiny_sam, tiny_processor, given, out)
-    with pytest.warns(UserWarning, match=r"3 files of .*out will be replaced, first .*masks/a\.png"):
-        predict_files(tiny_sam, tiny_processor, given[:1], out, grid=2, progress=False)
+    again = segment(tiny_sam, tiny_processor, given[:1], out)
+    assert again.replaced == [out / "masks" / "a.png", out / "overlays" / "a.png", out / "masks.json"]
     corrected = np.full((30, 40), 3, dtype=np.uint8)
     Image.fromarray(corrected).save(out / "masks" / "c.png")
     with pytest.raises(ValueError, match=r"1 file that this command did not write, or that changed since.*c\.png"):
@@ -317,9 +318,27 @@ def test_numbers_out_of_range_are_refused(tiny_sam, tiny_processor, images, tmp_
 
 
 def test_an_image_in_which_a_grid_finds_nothing_is_said(tiny_sam, tiny_processor, images, tmp_path):
-    with pytest.warns(UserWarning, match=r"Nothing was found in 3 of 3 images, first a\.png\. Lower pred_iou_thresh"):
-        done = predict_files(
-            tiny_sam, tiny_processor, [images], tmp_path / "out", grid=2, pred_iou_thresh=1e9, progress=False
-        )
+    done = predict_files(
+        tiny_sam, tiny_processor, [images], tmp_path / "out", grid=2, pred_iou_thresh=1e9, progress=False
+    )
     assert done.empty == ["a.png", "sub/b.jpg", "sub/c.png"]
+    assert done.lowered == {}
     assert not np.asarray(Image.open(done[0])).any()
+
+
+def test_memory_does_not_grow_with_the_number_of_masks(tiny_sam, tiny_processor, tmp_path):
+    side = 1500
+    Image.fromarray(np.zeros((side, side, 3), dtype=np.uint8)).save(tmp_path / "large.png")
+    rows = [[number, number, side, side] for number in range(40)]
+    boxes = write(tmp_path / "boxes.json", {"large.png": rows})
+    given, out = [tmp_path / "large.png"], tmp_path / "out"
+    tracemalloc.start()
+    try:
+        segment(tiny_sam, tiny_processor, given, out, grid=None, boxes=boxes)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    planes = 40 * side * side
+    assert peak < 0.5 * planes
+    content = json.loads((out / "masks.json").read_text())
+    assert sum(annotation["area"] for annotation in content["annotations"]) > 0.1 * planes
