@@ -90,8 +90,8 @@ def run(arguments: Sequence[str]) -> int:
         print(f"{name}: {why}" + _others(len(written.lowered), "Likewise"))
     if written.empty:
         print(
-            f"{written.empty[0]}: nothing was found. Lower --pred_iou_thresh and --stability_score_thresh, or leave "
-            "them out: they are then chosen by what the model gives." + _others(len(written.empty), "Nor")
+            f"{written.empty[0]}: nothing was found. A finer --grid asks at more places; lower --pred_iou_thresh and "
+            "--stability_score_thresh keep more masks, 0 all of them." + _others(len(written.empty), "Nor")
         )
     if not written.left_out:
         return 0

@@ -112,8 +112,8 @@ def predict_files(
     if grid is None:
         prompts = read_prompts(boxes or points or "", files, columns=2 if points else 4)
         if without := [name for name in files if name not in prompts]:
-            some = f"{len(without)} of {count(len(files), 'image')}"
-            warnings.warn(f"{some} have no prompts, first {without[0]}.", stacklevel=2)
+            some = f"{len(without)} of {count(len(files), 'image has', 'images have')}"
+            warnings.warn(f"{some} no prompts, first {without[0]}.", stacklevel=2)
     left_out = _check_before(files, prompts, paths, input_size(processor), kind=given[0])
     todo = [name for name in files if (grid is not None or name in prompts) and name not in left_out]
     result = PredictedFiles(left_out, folder.check(todo, overwrite=overwrite))

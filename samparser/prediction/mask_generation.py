@@ -227,14 +227,15 @@ class _Grid:
         if pred_iou is not None and stability is not None:
             return None
         judged = np.array(self._judged)
-        # First the sure ones, then among them the stable half.
+        # First the sure ones, then among them those about as stable as the half of them; what was judged at SAM's
+        # output size differs a little from what is compared, at original size.
         if pred_iou is None:
             pred_iou = min(limits.pred_iou, float(np.quantile(judged[:, 0], _OWN_PART)))
         sure = judged[judged[:, 0] > pred_iou]
         if not len(sure):
             return None
         if stability is None:
-            stability = min(limits.stability, float(np.median(sure[:, 1])))
+            stability = min(limits.stability, 0.9 * float(np.median(sure[:, 1])))
         return Thresholds(pred_iou, stability)
 
     def _candidates(self) -> Iterator[tuple[tuple[int, ...], Tensor, Tensor]]:

@@ -34,10 +34,10 @@ class OutputFolder:
         self.path = Path(path)
         self.coco = self.path / "masks.json"
         for folder in (self.path, self.path / "masks", self.path / "overlays"):
+            if folder.is_symlink() and not folder.exists():
+                raise ValueError(f"{folder} is a link to what is not there; remove it, or name another folder.")
             if folder.exists() and not folder.is_dir():
                 raise ValueError(f"{folder} is a file; name a folder to write to.")
-        if self.coco.is_dir():
-            raise ValueError(f"{self.coco} is a folder, where masks.json is to be written; name another folder.")
         self._own = self._read_own()
 
     def label_path(self, name: str) -> Path:
@@ -60,6 +60,8 @@ class OutputFolder:
         places = [place for name in names for place in (self.label_path(name), self.overlay_path(name))]
         there = [place for place in (*places, self.coco) if place.exists() or place.is_symlink()]
         foreign = [place for place in there if not self._is_own(place)]
+        if folders := [place for place in there if place.is_dir()]:
+            raise ValueError(f"{folders[0]} is a folder, where a file is to be written; name another folder.")
         if foreign and not overwrite:
             raise ValueError(
                 f"{self.path} holds {count(len(foreign), 'file')} that this command did not write, or that changed "

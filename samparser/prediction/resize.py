@@ -105,4 +105,6 @@ def _reached(chosen: Tensor, inner: int, outer: int) -> tuple[int, int]:
         return 0, 0
     low, high, _ = _neighbours(0, outer, inner, outer, chosen.device)
     touched = ((high >= places[0]) & (low <= places[-1])).nonzero()[:, 0]
+    if not len(touched):  # an image smaller than the input takes some of its places only
+        return 0, 0
     return int(touched[0]), int(touched[-1]) + 1

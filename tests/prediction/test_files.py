@@ -342,3 +342,19 @@ def test_memory_does_not_grow_with_the_number_of_masks(tiny_sam, tiny_processor,
     assert peak < 0.5 * planes
     content = json.loads((out / "masks.json").read_text())
     assert sum(annotation["area"] for annotation in content["annotations"]) > 0.1 * planes
+
+
+def test_what_stands_in_the_way_is_named_before_anything_is_written(tiny_sam, tiny_processor, images, tmp_path):
+    given = [images / "a.png"]
+    for place, problem in (("masks", "masks is a file"), ("overlays", "is a link to what is not there")):
+        out = tmp_path / place
+        out.mkdir()
+        (out / place).write_text("mine") if place == "masks" else (out / place).symlink_to(tmp_path / "gone")
+        with pytest.raises(ValueError, match=problem):
+            segment(tiny_sam, tiny_processor, given, out, overwrite=True)
+    for place in ("masks.json", "masks/a.png"):
+        out = tmp_path / place.replace("/", "-")
+        (out / place).mkdir(parents=True)
+        with pytest.raises(ValueError, match=rf"{place} is a folder, where a file is to be written"):
+            segment(tiny_sam, tiny_processor, given, out, overwrite=True)
+        assert tree(out) == {}

@@ -126,6 +126,15 @@ def test_the_shipped_model_finds_something_and_the_largest_masks_are_no_noise():
     assert max(overlap) > 0.8
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (3, 2), (40, 1)])
+@pytest.mark.parametrize("points", [1, 2])
+def test_the_smallest_images_have_masks_too(tiny_sam, tiny_processor, size, points):
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    found = generate_masks(tiny_sam, tiny_processor, picture, points_per_side=points, **LENIENT)
+    assert found.masks.shape == (len(found.scores), *size)
+    assert len(found.masks) > 0
+
+
 def test_grids_of_crops_are_put_where_the_crops_are(tiny_sam, tiny_processor, image):
     """The reference is transformers' own pipeline before its last step."""
     pipeline = MaskGenerationPipeline(model=tiny_sam, image_processor=tiny_processor.image_processor)

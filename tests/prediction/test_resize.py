@@ -11,7 +11,7 @@ from samparser.prediction import resize, to_original_size
 from samparser.prediction.resize import MaskResizer
 from samparser.prompts.coordinates import resized_size
 
-SIZES = [(60, 90), (90, 60), (64, 64), (1, 70), (7, 5), (333, 211), (640, 33)]
+SIZES = [(60, 90), (90, 60), (64, 64), (1, 1), (2, 3), (1, 70), (7, 5), (333, 211), (640, 33)]
 
 
 def whole(logits, processor, size):
