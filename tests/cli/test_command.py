@@ -259,5 +259,5 @@ def test_predict_names_bad_images_and_replaces_what_is_not_its_own_only_when_ask
     assert (status, "left out" in said) == (0, False)
     assert "3 files that were there have been replaced" in said
     status, said, _ = run(capsys, *words, "--pred_iou_thresh", 9)
-    assert "val-000.png: nothing was found. Lower --pred_iou_thresh" in said
+    assert "val-000.png: nothing was found. A finer --grid" in said
     assert label.read_bytes() != b"corrected by hand"
