@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -137,5 +139,59 @@ def flush_to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp(\..*)?")
+_ABANDONED_AFTER = 3600.0
+
+
+def remove_abandoned(folder: str | Path, *, everything: bool = False, below: bool = True) -> None:
+    """Delete the temporary files of `replacing` that killed processes left in a folder.
+
+    Args:
+        folder: The folder; nothing happens where there is none.
+        everything: Also those younger than an hour: only for who knows that nobody writes there now.
+        below: Also look into the folders within.
+    """
+    for path in Path(folder).glob("**/.*" if below else ".*"):
+        if not _TEMPORARY.fullmatch(path.name) or path.is_symlink() or not path.is_file():
+            continue
+        if everything or time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_writer(folder: str | Path, what: str) -> Iterator[bool]:
+    """Hold a folder so that no second process writes to it; a process that is killed lets go.
+
+    Args:
+        folder: An existing folder; nothing is written to it.
+        what: Who holds it, for the message of a second one: "samparser predict".
+
+    Yields:
+        Whether it is held. Some file systems, and Windows, have no locks on folders.
+
+    Raises:
+        BlockingIOError: Another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield False
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except BlockingIOError:
+            raise BlockingIOError(
+                f"Another `{what}` is writing to {folder}. Wait until it is done, or name another folder."
+            ) from None
+        except OSError:
+            held = False
+        yield held
     finally:
         os.close(handle)

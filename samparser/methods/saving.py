@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from samparser._files import filling_folder
+from samparser.sam.wrapped import plain_model
 from samparser.tuner import SVDCoefficientConfig
 
 from .base_check import fingerprint, frozen_tensors, weight_dtype
@@ -76,7 +77,7 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _method_file(model: nn.Module, applied: AppliedMethod) -> MethodFile:
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    plain = plain_model(model)
     peft_types = {str(config.peft_type.value) for config in getattr(model, "peft_config", {}).values()}
     base = trained = None
     if not peft_types & _CHECKED_BY_PEFT:
