@@ -57,6 +57,11 @@ def bases_of(name: str, weight: Tensor, *, fan_in_fan_out: bool, rounded_to: tor
         raise ValueError(f"{name}: {error} To leave this layer as it is, name it in exclude_modules.") from error
 
 
+def as_factored(weight: Tensor, rounded_to: torch.dtype | None) -> Tensor:
+    """Give the weight as it was factored: as it is, or rounded to the dtype in which the adapters were trained."""
+    return weight if rounded_to is None else weight.detach().to(rounded_to)
+
+
 def value_hash(weight: Tensor) -> str:
     """Hash the values of a weight in the dtype in which it is factored, so that equal bases have equal hashes.
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from . import functional
 from .adapter_layer import AdapterLayer
-from .base_record import Match, as_factored, make_record, match_base, report
-from .bases import bases_of, value_hash
+from .base_record import Match, make_record, match_base, report
+from .bases import as_factored, bases_of, value_hash
 from .config import Form
 from .factors import Factors, coefficient_groups
 from .targets import without_values
