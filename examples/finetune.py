@@ -1,6 +1,6 @@
 """Fine-tune SAM on your own images: load, split, train, score, share.
 
-    python examples/finetune.py --model facebook/sam-vit-base --data path/to/data --output runs/mine
+    python examples/finetune.py --model facebook/sam-vit-base --data path/to/data --output_dir runs/mine
 
 `--data` is a folder in any layout that samparser reads (COCO JSON, images + masks, VOC, NIfTI, ...); look at it first
 with `samparser data check path/to/data`. `--help` lists every setting. Run it again with `--resume` after a crash.
@@ -25,10 +25,9 @@ class Arguments:
     """Model, method and where the results go."""
 
     model: str = field(metadata={"help": "The base SAM: a local checkpoint folder or a hub id."})
-    output: str = field(metadata={"help": "Folder for settings, log, checkpoints, adapter, scores, figures."})
     method: str = field(default="samparser", metadata={"help": "What is trained; `samparser methods` lists them."})
     eval_split: str = field(default="val", metadata={"help": "Split to score on."})
-    resume: bool = field(default=False, metadata={"help": "Go on with the run in --output."})
+    resume: bool = field(default=False, metadata={"help": "Go on with the run in --output_dir."})
 
 
 def main(
@@ -46,7 +45,6 @@ def main(
         train_set,
         eval_set,
         settings,
-        output=arguments.output,
         prompts=prompts,
         eval_settings=scoring,
         resume=arguments.resume,

@@ -76,12 +76,13 @@ def main(arguments: Arguments) -> None:
     console.print(str(describe(model)))
     # Chosen on other nuclei images than those scored here. A coefficient takes a larger rate than a weight.
     settings = TrainSettings(
-        epochs=arguments.epochs,
+        output_dir=str(output / "run"),
+        num_train_epochs=arguments.epochs,
         max_steps=arguments.max_steps,
         learning_rate=4e-4,
         coefficient_lr=1e-2,
-        lr_scheduler="cosine",
-        eval_every="never",
+        lr_scheduler_type="cosine",
+        eval_strategy="no",
         score_before=False,
         cache=str(output / "features"),
     )
@@ -92,7 +93,6 @@ def main(arguments: Arguments) -> None:
         train_set,
         test_set,
         settings,
-        output=output / "run",
         prompts=prompts,
         eval_settings=tight,
         overwrite=True,

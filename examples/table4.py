@@ -17,7 +17,7 @@ from transformers import HfArgumentParser
 import samparser
 from samparser._files import write_text
 from samparser.methods import METHODS
-from samparser.methods.cost import Cost, method_costs
+from samparser.methods.cost import Cost, method_cost
 
 # What Table 4 prints: parameters beyond the decoder in units of 1024, and "FLOPs (G)" beyond the decoder's.
 PAPER = {"decoder": (0.0, 0.0), "lora": (144.0, 0.8), "adapter": (3514.5, 14.7), "samparser": (0.5, 0.6)}
@@ -92,7 +92,7 @@ def _number(value: object, unit: float, form: str) -> str:
 def main(arguments: Arguments) -> None:
     """Counts, prints and, where asked to, writes the table."""
     wanted = list(dict.fromkeys(["decoder", *arguments.methods]))
-    costs = {cost.method: cost for cost in method_costs(wanted)}
+    costs = {name: method_cost(name) for name in wanted}
     table = rows([costs[name] for name in arguments.methods], costs["decoder"])
     print(markdown(table), NOTES, sep="\n\n")
     if arguments.output:

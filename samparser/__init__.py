@@ -1,9 +1,11 @@
 """SAM-PARSER for Hugging Face PEFT: fine-tune the singular values of a model's weights.
 
-A weight is split once, ``W = U diag(p) V^T``; the bases ``U`` and ``V`` stay frozen and only the coefficients ``p`` are
-trained (SAM-PARSER, https://arxiv.org/abs/2308.14604). Importing this package registers the tuner with PEFT, so that
-``get_peft_model(model, SVDCoefficientConfig(...))`` and ``PeftModel.from_pretrained`` know it.
+A weight is split once, `W = U diag(p) V^T`; the bases `U` and `V` stay frozen and only the coefficients `p` are trained
+(SAM-PARSER, https://arxiv.org/abs/2308.14604). Importing this package registers the tuner with PEFT, so that
+`get_peft_model(model, SVDCoefficientConfig(...))` and `PeftModel.from_pretrained` know it.
 """
+
+from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,6 +58,33 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def filling_folder(path: str | Path, *, last: Sequence[str] = ()) -> Iterator[Path]:
+    """Give a temporary folder to fill, and move its files into `path` when the block ends without an error.
+
+    Other files of `path` stay. Each file is replaced whole; where `path` is new, all of them appear at once.
+
+    Args:
+        path: The folder to fill.
+        last: Names of the files that tell what a folder is; they are moved after all others, in this order.
+    """
+    path = Path(path)
+    if not path.exists():
+        with replacing_folder(path) as temporary:
+            yield temporary
+        return
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    temporary.mkdir()
+    try:
+        yield temporary
+        names = sorted(file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file())
+        for name in sorted(names, key=lambda name: last.index(str(name)) if str(name) in last else -1):
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(temporary / name, path / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -9,9 +9,9 @@ import torch
 
 TRAINING = (
     "Three settings help, the first one most: decode fewer instances of an image at a time (--max_instances 16), "
-    "compute in half precision (--precision bf16), and train from cached features, so that the frozen encoder is not "
-    "in memory (--cache DIR), or, with methods that train the encoder, with --gradient_checkpointing True. With "
-    "several images per step, a smaller --batch_size with --gradient_accumulation keeps the same step."
+    "compute in half precision (--bf16), and train from cached features, so that the frozen encoder is not "
+    "in memory (--cache DIR), or, with methods that train the encoder, with --gradient_checkpointing. With several "
+    "images per step, a smaller --per_device_train_batch_size with --gradient_accumulation_steps keeps the same step."
 )
 SCORING = (
     "Three settings help: decode fewer prompts at a time (--eval_batch 4), compute in half precision (--eval_precision "

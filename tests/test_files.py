@@ -3,7 +3,7 @@ import stat
 
 import pytest
 
-from samparser._files import replacing, replacing_folder, write_text
+from samparser._files import filling_folder, replacing, replacing_folder, write_text
 
 
 def test_the_file_is_replaced_when_the_block_ends(tmp_path):
@@ -79,3 +79,38 @@ def test_whoever_reads_the_old_file_reads_it_to_its_end(tmp_path):
         write_text(path, "newer")
         assert reader.read() == "old"
     assert path.read_text() == "newer"
+
+
+def test_a_folder_is_filled_file_by_file_the_telling_ones_last_and_keeps_what_else_it_holds(tmp_path, monkeypatch):
+    out, moved = tmp_path / "out", []
+    out.mkdir()
+    (out / "notes").write_text("mine")
+    (out / "b").write_text("old")
+    original = os.replace
+    monkeypatch.setattr(os, "replace", lambda source, target: moved.append(target.name) or original(source, target))
+    with filling_folder(out, last=("a", "b")) as temporary:
+        for name in ("b", "a", "z"):
+            (temporary / name).write_text("new")
+    assert moved == ["z", "a", "b"]
+    assert {path.name: path.read_text() for path in out.iterdir()} == {
+        "notes": "mine",
+        "a": "new",
+        "b": "new",
+        "z": "new",
+    }
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_folder_whose_filling_fails_is_as_it_was(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "b").write_text("old")
+
+    def fail_half_way():
+        with filling_folder(tmp_path / "out") as temporary:
+            (temporary / "b").write_text("half")
+            raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        fail_half_way()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "b"]
+    assert (tmp_path / "out" / "b").read_text() == "old"

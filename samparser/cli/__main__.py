@@ -1,5 +1,7 @@
-"""``python -m samparser.cli`` is the ``samparser`` command, for ``accelerate launch -m`` and ``torchrun -m``."""
+"""`python -m samparser.cli` is the `samparser` command, for `accelerate launch -m` and `torchrun -m`."""
 
-from . import main
+from __future__ import annotations
+
+from samparser_command import main
 
 raise SystemExit(main())

@@ -20,15 +20,14 @@ class TrainCommand:
     model: str = field(
         metadata={"help": "The base SAM: a local checkpoint folder or a hub id such as facebook/sam-vit-base."}
     )
-    output: str = field(metadata={"help": "Folder for settings, log, checkpoints, adapter, scores and figures."})
     method: str = _option("samparser", "What is trained: `samparser methods` lists the names.")
     method_options: str = _option(
         "{}", 'Options of the method as JSON, for instance \'{"parametrization": "relative"}\'.'
     )
     train_split: str = _option("train", "Split to train on.")
     eval_split: str = _option("val", "Split to score on; 'none': do not score.")
-    resume: bool = _option(False, "Go on with the run in --output.")
-    overwrite: bool = _option(False, "Delete the run in --output and start again.")
+    resume: bool = _option(False, "Go on with the run in --output_dir.")
+    overwrite: bool = _option(False, "Delete the run in --output_dir and start again.")
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,11 @@
 report = compare(load_experiment("experiments/mini-nuclei.json"), output="compare/mini-nuclei")
 """
 
+from __future__ import annotations
+
 from .collect import Column, Report
-from .experiment import DataSource, Experiment, MethodRow, Search, load_experiment, parse_experiment, with_settings
+from .experiment import DataSource, Experiment, MethodRow, Search, with_settings
+from .experiment_file import load_experiment, parse_experiment
 from .pages import markdown
 from .run import compare, select
 from .strict import ExperimentError

@@ -1,5 +1,7 @@
 """One cell: trains one row on one data set with one seed, scores it, and gives what goes into its result file."""
 
+from __future__ import annotations
+
 import json
 import shutil
 import time
@@ -10,8 +12,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from samparser._files import write_text
-from samparser.methods import build, describe, save_trained
+from samparser.methods import describe, save_trained
 from samparser.scoring.table import ScoreTable
 from samparser.training import EvalSettings, TrainSettings, evaluate, train
 from samparser.training.caching import open_cache
@@ -25,9 +26,9 @@ _DELETED = ("checkpoints", "figures", "tensorboard")
 
 
 def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> dict[str, Any]:
-    """Runs a cell, or goes on with it where an earlier command was killed.
+    """Run a cell, or go on with it where an earlier command was killed.
 
-    The run folder ``runs/NAME`` keeps the adapter, the log and one row per instance in ``scores.csv``; that of a trial
+    The run folder `runs/NAME` keeps the adapter, the log and one row per instance in `scores.csv`; that of a trial
     is deleted at the end.
 
     Args:
@@ -40,16 +41,15 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
     """
     experiment = workspace.experiment
     source, row = experiment.source(cell.data), experiment.row(cell.row)
-    settings = train_settings_of(experiment, source, row, cell, rates)
+    folder = workspace.output / "runs" / cell.name
     features = str(workspace.output / "features") if workspace.cached(cell) else None
-    settings = TrainSettings(**{**settings.to_dict(), "cache": features})
+    settings = train_settings_of(experiment, source, row, cell, rates, output_dir=str(folder), cache=features)
     train_set, test_set = workspace.sets_of(cell)
     start = time.perf_counter()
     # A method that starts at random starts from the cell's seed.
     set_seed(settings.seed)
-    model = build(row.method, workspace.new_model(), **row.options)
+    model = workspace.tuned(row)
     trained = describe(model)
-    folder = workspace.output / "runs" / cell.name
     timing: dict[str, Any] = {"steps": 0, "seconds_per_step": None}
     if cell.kind == "once":
         scores = _scores_of(workspace, model, test_set, settings, experiment.eval_settings(source, row))
@@ -62,7 +62,6 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
             train_set,
             test_set,
             settings,
-            output=folder,
             prompts=experiment.prompt_settings(source, row),
             eval_settings=experiment.eval_settings(source, row),
             resume=resume,
@@ -92,7 +91,7 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
             **timing,
             "cached": features is not None,
             "threads": torch.get_num_threads(),
-            "device": _device(settings),
+            "device": str(settings.device),
             "total_seconds": time.perf_counter() - start,
         },
         "versions": versions(),
@@ -101,7 +100,7 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
 
 
 def units_of(scores: ScoreTable) -> dict[str, dict[str, float]]:
-    """What a score is the plain mean of: ``{metric: {image or volume: value from 0 to 1}}``.
+    """Return what a score is the plain mean of: `{metric: {image or volume: value from 0 to 1}}`.
 
     Two models are compared unit by unit: by images for mIoU and F1, by volumes for DSC.
     """
@@ -114,13 +113,8 @@ def units_of(scores: ScoreTable) -> dict[str, dict[str, float]]:
     return {**units, "dsc": volumes} if volumes else units
 
 
-def write_result(path: Path, result: Mapping[str, Any]) -> None:
-    """Writes a result file, whole or not at all."""
-    write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
-
-
 def _prepare(folder: Path) -> bool:
-    """Clears what a killed command left before its run began; says whether there is a run to go on with."""
+    """Clear what a killed command left before its run began, and say whether there is a run to go on with."""
     if (folder / "settings.json").is_file():
         return True
     if folder.exists():
@@ -131,7 +125,7 @@ def _prepare(folder: Path) -> bool:
 def _scores_of(
     workspace: Workspace, model: Any, test_set: Any, settings: TrainSettings, scoring: EvalSettings
 ) -> ScoreTable:
-    model = model.to(_device(settings))
+    model = model.to(settings.device)
     cache = open_cache(model, workspace.processor, settings)
     if cache is None:
         return evaluate(model, workspace.processor, test_set, scoring)
@@ -140,13 +134,8 @@ def _scores_of(
         return evaluate(model, fed, test_set, scoring)
 
 
-def _device(settings: TrainSettings) -> str:
-    accelerator = torch.accelerator.current_accelerator(check_available=True) if settings.device == "auto" else None
-    return str(accelerator or "cpu")
-
-
 def _plain(value: Any) -> Any:
-    """A mean over nothing becomes null, as JSON has no other word for it."""
+    """Put null for a mean over nothing, as JSON has no other word for it."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return None if isinstance(value, float) and value != value else value

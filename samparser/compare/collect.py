@@ -1,5 +1,7 @@
 """The numbers of a comparison, put together from its result files."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -30,12 +32,12 @@ class Column:
     test_images: int
 
     def score(self, row: str, metric: str) -> Spread | None:
-        """Mean and deviation over seeds, from 0 to 1; None where a metric is not defined on this set."""
+        """Return mean and deviation over seeds, from 0 to 1; None where a metric is not defined on this set."""
         values = [score_of(result, metric) for result in self.runs[row]]
         return spread([value for value in values if value is not None]) if None not in values else None
 
     def difference(self, row: str, reference: str, metric: str) -> Difference | None:
-        """The row minus the reference, paired by seed and by image (or volume)."""
+        """Return the row minus the reference, paired by seed and by image (or volume)."""
         mine, theirs = self.runs[row], self.runs[reference]
         # What trains nothing is the same for every seed of the other side.
         mine, theirs = mine * (len(theirs) // len(mine) or 1), theirs * (len(mine) // len(theirs) or 1)
@@ -44,16 +46,16 @@ class Column:
         return paired_difference([r["units"][metric] for r in mine], [r["units"][metric] for r in theirs])
 
     def seconds_per_step(self, row: str) -> float | None:
-        """Median over seeds; None for runs that were stopped in between and where nothing is trained."""
+        """Return the median over seeds; None for runs that were stopped in between and where nothing is trained."""
         known = [seconds for result in self.runs[row] if (seconds := result["time"]["seconds_per_step"]) is not None]
         return median(known) if known else None
 
     def cached(self, row: str) -> bool:
-        """Whether the row was trained and scored from cached features."""
+        """Tell whether the row was trained and scored from cached features."""
         return bool(self.runs[row][0]["time"]["cached"])
 
     def rates(self, row: str) -> dict[str, float]:
-        """The learning rates that the row was trained with, as far as the search chose them."""
+        """Return the learning rates that the row was trained with, as far as the search chose them."""
         return self.runs[row][0]["rates"]
 
 
@@ -72,16 +74,16 @@ class Report:
     costs: dict[str, dict[str, Any]]
 
     def paper(self, row: str, data: str, metric: str) -> float | None:
-        """What the paper reports, in percent."""
+        """Return what the paper reports, in percent."""
         return self.experiment.paper.get(row, {}).get(data, {}).get(metric)
 
     def paper_difference(self, row: str, data: str, metric: str) -> float | None:
-        """The paper's difference to the reference, in points of percent."""
+        """Return the paper's difference to the reference, in points of percent."""
         mine, theirs = (self.paper(name, data, metric) for name in (row, self.experiment.reference))
         return None if mine is None or theirs is None else round(mine - theirs, 2)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain values: experiment, scores, differences, trials, costs, versions."""
+        """Return everything as plain values: experiment, scores, differences, trials, costs, versions."""
         return {
             "experiment": to_json(self.experiment),
             "data": {column.source.name: self._column(column) for column in self.columns},
@@ -125,7 +127,7 @@ class Report:
         }
 
     def _distinct(self, field: str) -> list[Any]:
-        """What the results were made with; more than one entry where the versions changed in between."""
+        """Return what the results were made with; more than one entry where the versions changed in between."""
         found: list[Any] = []
         for column in self.columns:
             for results in (*column.runs.values(), *column.trials.values()):
@@ -134,7 +136,7 @@ class Report:
 
 
 def score_of(result: dict[str, Any], metric: str) -> float | None:
-    """A score of a result, from 0 to 1; None where it is not defined."""
+    """Return a score of a result, from 0 to 1; None where it is not defined."""
     if metric == "dsc":
         return result["scores"].get("volume_dsc", {}).get("dsc")
     return result["scores"]["instance_image_mean"][metric]

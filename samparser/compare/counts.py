@@ -1,29 +1,29 @@
 """What each row of an experiment costs on paper, from its model's configuration: needs no data and no weights."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, SamConfig
 
-from samparser.methods import build, describe
-from samparser.methods.cost import meta_sam, method_cost
+from samparser.methods.cost import method_cost
 from samparser.training.run_folder import versions
 
-from .experiment import Experiment
+from .experiment import Experiment, MethodRow
 from .strict import ExperimentError
 
 
 def count_rows(experiment: Experiment, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    """Counts every row of an experiment.
+    """Count every row of an experiment.
 
     Args:
-        experiment: Of its model only ``config.json`` is read.
+        experiment: Of its model only `config.json` is read.
         say: Gets one line for each finished row.
 
     Returns:
-        By row: ``trained`` (parameters), ``bytes`` (file of the trained part), ``macs`` (see
-        `samparser.methods.cost.Cost`) and ``versions``.
+        By row what `counted` gives, and `versions`.
 
     Raises:
         ExperimentError: The model has no configuration of a SAM.
@@ -31,22 +31,16 @@ def count_rows(experiment: Experiment, say: Callable[[str], None]) -> dict[str, 
     config = _config(experiment)
     costs = {}
     for number, row in enumerate(experiment.methods, start=1):
-        cost = method_cost(row.method, row.options, config=config)
-        about = describe(build(row.method, meta_sam(config), **row.options))
-        costs[row.name] = {
-            "trained": cost.trained,
-            "bytes": about.bytes_on_disk,
-            "macs": {
-                "forward": cost.forward_macs,
-                "step": cost.step_macs if cost.trained else None,
-                "cached_step": cost.cached_step_macs if cost.trained else None,
-                "merged": cost.merged_macs,
-                "form": cost.form,
-            },
-            "versions": versions(),
-        }
-        say(f"[{number}/{len(experiment.methods)}] {row.name}: {cost.trained:,} parameters trained")
+        costs[row.name] = {**counted(row, config), "versions": versions()}
+        say(f"[{number}/{len(experiment.methods)}] {row.name}: {costs[row.name]['trained']:,} parameters trained")
     return costs
+
+
+def counted(row: MethodRow, config: SamConfig | None) -> dict[str, Any]:
+    """Count a row: trained parameters, bytes of the trained part's file, `macs` (see `samparser.methods.cost.Cost`)."""
+    cost = method_cost(row.method, row.options, config=config)
+    macs = {name: getattr(cost, f"{name}_macs") for name in ("forward", "step", "cached_step", "merged")}
+    return {"trained": cost.trained, "bytes": cost.bytes_on_disk, "macs": {**macs, "form": cost.form}}
 
 
 def _config(experiment: Experiment) -> SamConfig:

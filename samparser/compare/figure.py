@@ -1,15 +1,15 @@
 """The figure of a comparison: test images with the masks that trained rows predict for them."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from samparser._extras import require
 from samparser.data import Sample
 from samparser.drawing.panels import Panel, draw_panels
-from samparser.methods import build, load_trained
-from samparser.prediction.predictor import predict
+from samparser.methods import load_trained
+from samparser.prediction import predict
 
 from .collect import Column, Report
 from .experiment import MethodRow
@@ -18,17 +18,8 @@ from .strict import ExperimentError
 from .workspace import Workspace
 
 
-def require_drawing() -> None:
-    """Makes sure, before hours of training, that a figure can be drawn.
-
-    Raises:
-        ImportError: matplotlib is missing.
-    """
-    require("matplotlib.figure", "Drawing the panels of an experiment")
-
-
 def draw_figure(workspace: Workspace, report: Report) -> Path | None:
-    """Writes ``NAME.png`` with the experiment's panels: image, ground truth, and one panel for each row.
+    """Write `NAME.png` with the experiment's panels: image, ground truth, and one panel for each row.
 
     The rows are those of the first seed, prompted with the tight boxes of the ground truth.
 
@@ -79,9 +70,8 @@ def _drawn(workspace: Workspace, column: Column) -> list[Sample]:
 def _masks(workspace: Workspace, column: Column, row: MethodRow, samples: list[Sample]) -> list[np.ndarray]:
     experiment = workspace.experiment
     cell = Cell(**column.runs[row.name][0]["cell"])
-    model = workspace.new_model()
     if cell.kind == "once":
-        model = build(row.method, model, **row.options)
+        model = workspace.tuned(row)
     else:
         adapter = workspace.output / "runs" / cell.name / "adapter"
         if not adapter.is_dir():
@@ -89,8 +79,6 @@ def _masks(workspace: Workspace, column: Column, row: MethodRow, samples: list[S
                 f"The figure needs {adapter}, which is not there any more. Delete {workspace.output}/results/"
                 f"{cell.name}.json to train it again, or take `panels` out of the experiment."
             )
-        model = load_trained(model, adapter)
-    settings = experiment.train_settings(column.source, row)
-    accelerator = torch.accelerator.current_accelerator(check_available=True) if settings.device == "auto" else None
-    model = model.to(accelerator or "cpu")
+        model = load_trained(workspace.new_model(), adapter)
+    model = model.to(experiment.train_settings(column.source, row).device)
     return [predict(model, workspace.processor, sample.image, sample.boxes) for sample in samples]

@@ -1,5 +1,7 @@
 """The cells of an experiment: what has to be trained and scored, and under which name its result stands."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,8 +19,8 @@ Kind = Literal["once", "trial", "seed"]
 class Cell:
     """One training and its scores, or the scores of a row that trains nothing.
 
-    ``kind`` is ``"trial"`` for the training number ``number`` of the search of learning rates, ``"seed"`` for the one
-    with the seed ``number``, and ``"once"`` for rows that train nothing, which need no seeds.
+    `kind` is `"trial"` for the training number `number` of the search of learning rates, `"seed"` for the one
+    with the seed `number`, and `"once"` for rows that train nothing, which need no seeds.
     """
 
     data: str
@@ -37,18 +39,18 @@ class Cell:
 
 
 def trains_nothing(row: MethodRow, base: nn.Module) -> bool:
-    """Whether a row's method leaves every parameter of the model frozen; asked of a model without weights."""
+    """Tell whether a row's method leaves every parameter of the model frozen; asked of a model without weights."""
     with torch.device("meta"):
         empty = type(base)(base.config)
     return not any(parameter.requires_grad for parameter in build(row.method, empty, **row.options).parameters())
 
 
 def trial_cells(experiment: Experiment, data: str, row: MethodRow) -> list[Cell]:
-    """The trials of a row on a data set; none where there is nothing to choose from."""
+    """Return the trials of a row on a data set; none where there is nothing to choose from."""
     trials = experiment.trials(row)
     return [Cell(data, row.name, "trial", number) for number in range(len(trials))] if len(trials) > 1 else []
 
 
 def seed_cells(experiment: Experiment, data: str, row: MethodRow) -> list[Cell]:
-    """The trainings that make up the row's numbers on a data set."""
+    """Return the trainings that make up the row's numbers on a data set."""
     return [Cell(data, row.name, "seed", seed) for seed in experiment.seeds]

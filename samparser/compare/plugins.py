@@ -1,5 +1,7 @@
 """Python files that an experiment names: they add methods and layouts before the experiment is checked."""
 
+from __future__ import annotations
+
 import importlib.util
 import sys
 from collections.abc import Iterable
@@ -11,7 +13,7 @@ _imported: set[Path] = set()
 
 
 def import_files(files: Iterable[Path]) -> None:
-    """Executes Python files, each once in a process.
+    """Execute Python files, each once in a process.
 
     Raises:
         ExperimentError: A file is not there or fails; the message names it.

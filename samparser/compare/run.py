@@ -1,15 +1,19 @@
 """Runs what is missing of an experiment, then writes its table."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from samparser._extras import require
+
 from .collect import Column, Report
 from .counts import count_rows
 from .experiment import Experiment, MethodRow
-from .figure import draw_figure, require_drawing
+from .figure import draw_figure
 from .pages import write_report
 from .plan import Cell, seed_cells, trains_nothing, trial_cells
 from .step_cost import cost_settings
@@ -29,11 +33,11 @@ def compare(
     cost: bool = True,
     say: Callable[[str], None] = print,
 ) -> Report:
-    """Trains and scores every cell whose result is not there yet and writes ``NAME.md`` and ``NAME.json``.
+    """Train and score every cell whose result is not there yet, and write `NAME.md` and `NAME.json`.
 
-    With ``panels`` it draws ``NAME.png`` as well. An experiment without data sets only counts what its rows cost.
+    With `panels` it draws `NAME.png` as well. An experiment without data sets only counts what its rows cost.
 
-    Each finished cell is one file in ``output/results``. A command that was stopped goes on where it was, also within
+    Each finished cell is one file in `output/results`. A command that was stopped goes on where it was, also within
     a training; the files of cells that are finished are never written again.
 
     Args:
@@ -47,7 +51,7 @@ def compare(
         say: Gets one line for each finished cell.
 
     Raises:
-        ExperimentError: Data are missing, or a result in ``output`` was made with other settings.
+        ExperimentError: Data are missing, or a result in `output` was made with other settings.
         CellError: A cell failed; those that are finished are kept.
     """
     if processes < 1:
@@ -57,7 +61,7 @@ def compare(
         write_report(report, Path(output))
         return report
     if experiment.panels is not None:
-        require_drawing()
+        require("matplotlib.figure", "Drawing the panels of an experiment")
     root = _root(experiment, data_root)
     require_data(experiment.data, root)
     output = Path(output)
@@ -72,7 +76,7 @@ def compare(
 
 
 def select(experiment: Experiment, data: list[str] | None, rows: list[str] | None, seeds: int | None) -> Experiment:
-    """The experiment with only these data sets and rows (and the reference), and so many seeds.
+    """Return the experiment with only these data sets and rows (and the reference), and so many seeds.
 
     More seeds than the experiment lists go on counting from its largest.
     """
@@ -120,7 +124,7 @@ class _Run:
         return len(self.results) + len(self.costs)
 
     def start(self, *, cost: bool) -> None:
-        """Reads what is finished, refuses what was made otherwise, and lines up what is missing."""
+        """Read what is finished, refuse what was made otherwise, and line up what is missing."""
         self.planned = self._count(cost)
         for row in self.experiment.methods if cost else ():
             settings = cost_settings(self.workspace, row)
@@ -142,7 +146,7 @@ class _Run:
             self.say(f"{self.finished} of {self.planned} results are there")
 
     def finish(self) -> None:
-        """Runs what is lined up, and the seeds of each row once its trials are finished."""
+        """Run what is lined up, and the seeds of each row once its trials are finished."""
         for task, result in self.workers.results():
             if isinstance(task, str):
                 self.store.write(f"cost--{task}", result)
@@ -158,7 +162,7 @@ class _Run:
                 self._want_seeds(task.data, self.experiment.row(task.row))
 
     def rates(self, data: str, row: MethodRow) -> dict[str, float] | None:
-        """The learning rates that a row trains with; None while its trials are not finished."""
+        """Return the learning rates that a row trains with; None while its trials are not finished."""
         trials = self.experiment.trials(row)
         if len(trials) <= 1:
             return dict(trials[0]) if trials else {}
@@ -169,7 +173,7 @@ class _Run:
         return dict(trials[best_trial(finished, self._search_metric())])
 
     def columns(self) -> list[Column]:
-        """What the table is made of."""
+        """Return what the table is made of."""
         columns = []
         for source in self.experiment.data:
             runs: dict[str, list[dict[str, Any]]] = {}
@@ -198,13 +202,14 @@ class _Run:
             self.workers.add(cell, rates)
 
     def _count(self, cost: bool) -> int:
-        """All results of the experiment, finished or not."""
-        count = len(self.experiment.methods) * cost
-        for source in self.experiment.data:
-            for row in self.experiment.methods:
-                trained = len(trial_cells(self.experiment, source.name, row)) + len(self.experiment.seeds)
-                count += 1 if row.name in self.once else trained
-        return count
+        """Count all results of the experiment, finished or not."""
+        experiment = self.experiment
+        trainings = [
+            1 if row.name in self.once else len(trial_cells(experiment, source.name, row)) + len(experiment.seeds)
+            for source in experiment.data
+            for row in experiment.methods
+        ]
+        return len(experiment.methods) * cost + sum(trainings)
 
     def _search_metric(self) -> str:
         return self.experiment.search.metric if self.experiment.search is not None else "miou"
@@ -217,6 +222,6 @@ class _Run:
 
 
 def best_trial(results: list[dict[str, Any]], metric: str) -> int:
-    """Number of the trial with the best score on the images held out; the first of equals."""
+    """Return the number of the trial with the best score on the images held out; the first of equals."""
     scores = [result["scores"]["instance_image_mean"][metric] for result in results]
     return max(range(len(scores)), key=lambda number: -1.0 if scores[number] is None else scores[number])

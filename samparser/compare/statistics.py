@@ -1,9 +1,13 @@
 """Means, deviations, and differences of paired scores with standard errors."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev, variance
+
+from samparser._extras import require
 
 
 @dataclass(frozen=True)
@@ -12,14 +16,13 @@ class Spread:
 
     mean: float
     deviation: float | None
-    count: int
 
 
 @dataclass(frozen=True)
 class Difference:
     """A mean difference of paired scores with its standard error.
 
-    ``error`` is None where there is only one pair. ``seeds`` and ``units`` are how many of each went in, ``freedom``
+    `error` is None where there is only one pair. `seeds` and `units` are how many of each went in, `freedom`
     the error's degrees of freedom after Satterthwaite: few where few seeds make up most of the error.
     """
 
@@ -32,8 +35,7 @@ class Difference:
     @property
     def errors_needed(self) -> float:
         """How many standard errors it takes: two, or the 97.5 % quantile of Student's t where that is more."""
-        from scipy.stats import t
-
+        t = require("scipy.stats", "Telling whether a difference is larger than chance explains").t
         return max(2.0, float(t.ppf(0.975, self.freedom)))
 
     @property
@@ -43,16 +45,16 @@ class Difference:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and standard deviation (n - 1) of one score per seed.
+    """Return mean and standard deviation (n - 1) of one score per seed.
 
     >>> spread([1.0, 2.0, 3.0])
-    Spread(mean=2.0, deviation=1.0, count=3)
+    Spread(mean=2.0, deviation=1.0)
     """
-    return Spread(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+    return Spread(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
 def paired_difference(mine: Sequence[Mapping[str, float]], theirs: Sequence[Mapping[str, float]]) -> Difference | None:
-    """The mean of ``mine - theirs`` over seeds and units (images or volumes), with its standard error.
+    """Return the mean of `mine - theirs` over seeds and units (images or volumes), with its standard error.
 
     Each seed contributes one difference per unit, of the same unit and the same seed on both sides. Seeds and units are
     both samples of what could have been, so both count as random: with S seeds and n units, the error's square is
@@ -88,7 +90,7 @@ def paired_difference(mine: Sequence[Mapping[str, float]], theirs: Sequence[Mapp
 
 
 def _error(table: Sequence[Sequence[float]], mean: float) -> tuple[float | None, float]:
-    """The standard error and its degrees of freedom."""
+    """Return the standard error and its degrees of freedom."""
     seeds, units = len(table), len(table[0])
     by_seed = [fmean(line) for line in table]
     by_unit = [fmean(column) for column in zip(*table, strict=True)]

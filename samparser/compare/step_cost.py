@@ -1,6 +1,7 @@
 """What a training step of a row takes in time and memory, measured in a process of its own."""
 
-import copy
+from __future__ import annotations
+
 import re
 import statistics
 import time
@@ -11,11 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from samparser.methods import build, describe
-from samparser.methods.cost import method_cost
 from samparser.training import TrainSettings
-from samparser.training.trainer import batch_loss, mask_logits, parameter_groups
+from samparser.training.trainer import batch_loss, fused_adam, mask_logits, parameter_groups
 
+from .counts import counted
 from .experiment import Experiment, MethodRow
 from .workspace import Workspace
 
@@ -23,27 +23,23 @@ _ROUNDS = 5
 
 
 def measure_cost(workspace: Workspace, row: MethodRow) -> dict[str, Any]:
-    """Counts and measures one row; call it in a fresh process, whose peak of memory is then the row's.
+    """Count and measure one row; call it in a fresh process, whose peak of memory is then the row's.
 
     A step is forward, loss, backward and Adam on one image of the model's full size with one box, without a cache,
     for rows that train nothing the forward alone. The row's steps and those of the experiment's reference alternate;
     the ratio is the median over the rounds.
 
     Returns:
-        ``macs`` (see `samparser.methods.cost.Cost`), ``step_seconds``, ``step_ratio``, ``peak_bytes`` above the model
-        (None where the system does not tell), ``trained``, ``bytes``.
+        What `counted` gives, `step_seconds`, `step_ratio`, and `peak_bytes` above the model (None where the system does
+        not tell).
     """
     experiment = workspace.experiment
     settings = experiment.train_settings(experiment.data[0], row)
-    accelerator = torch.accelerator.current_accelerator(check_available=True) if settings.device == "auto" else None
-    device = torch.device(accelerator or "cpu")
-    cost = method_cost(row.method, row.options, config=getattr(workspace.base, "config", None))
-    model = _build(workspace, row).to(device)
-    about = describe(model)
-    step = _step(model, settings, device)
+    device = settings.device
+    step = _step(workspace.tuned(row).to(device), settings, device)
     peak = _peak_of(step, device)
     reference = experiment.row(experiment.reference)
-    other = step if row == reference else _step(_build(workspace, reference).to(device), settings, device)
+    other = step if row == reference else _step(workspace.tuned(reference).to(device), settings, device)
     step(), other()
     mine, theirs = [], []
     for _ in range(_ROUNDS):
@@ -51,15 +47,7 @@ def measure_cost(workspace: Workspace, row: MethodRow) -> dict[str, Any]:
         theirs.append(_seconds(other, device))
     return {
         "settings": cost_settings(workspace, row),
-        "macs": {
-            "forward": cost.forward_macs,
-            "step": cost.step_macs,
-            "cached_step": cost.cached_step_macs,
-            "merged": cost.merged_macs,
-            "form": cost.form,
-        },
-        "trained": about.total,
-        "bytes": about.bytes_on_disk,
+        **counted(row, getattr(workspace.base, "config", None)),
         "step_seconds": statistics.median(mine),
         "step_ratio": statistics.median(a / b for a, b in zip(mine, theirs, strict=True)),
         "rounds": _ROUNDS,
@@ -70,7 +58,7 @@ def measure_cost(workspace: Workspace, row: MethodRow) -> dict[str, Any]:
 
 
 def cost_settings(workspace: Workspace, row: MethodRow) -> dict[str, Any]:
-    """What decides the cost of a row."""
+    """Return what decides the cost of a row."""
     experiment: Experiment = workspace.experiment
     reference = experiment.row(experiment.reference)
     return {
@@ -79,10 +67,6 @@ def cost_settings(workspace: Workspace, row: MethodRow) -> dict[str, Any]:
         "options": dict(row.options),
         "reference": {"method": reference.method, "options": dict(reference.options)},
     }
-
-
-def _build(workspace: Workspace, row: MethodRow) -> nn.Module:
-    return build(row.method, copy.deepcopy(workspace.base), **row.options)
 
 
 def _step(model: nn.Module, settings: TrainSettings, device: torch.device) -> Callable[[], object]:
@@ -103,8 +87,8 @@ def _step(model: nn.Module, settings: TrainSettings, device: torch.device) -> Ca
     groups = parameter_groups(model, settings)
     if not groups:
         model.eval()
-        return lambda: _forward(model, batch)
-    optimizer = torch.optim.Adam(groups, weight_decay=settings.weight_decay or 0.0, fused=True)
+        return torch.no_grad()(lambda: mask_logits(model, batch))
+    optimizer = fused_adam(groups, settings)
     model.train()
 
     def step() -> None:
@@ -113,11 +97,6 @@ def _step(model: nn.Module, settings: TrainSettings, device: torch.device) -> Ca
         optimizer.step()
 
     return step
-
-
-@torch.no_grad()
-def _forward(model: nn.Module, batch: dict[str, Any]) -> None:
-    mask_logits(model, batch)
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
@@ -129,7 +108,7 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def _peak_of(run: Callable[[], object], device: torch.device) -> int | None:
-    """Most memory that two runs held above what was held before, in bytes."""
+    """Return the most memory that two runs held above what was held before, in bytes."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

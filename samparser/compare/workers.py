@@ -1,5 +1,7 @@
 """Runs cells one after another in this process, or several at once in processes of one thread each."""
 
+from __future__ import annotations
+
 import contextlib
 import multiprocessing
 from collections.abc import Iterator, Mapping
@@ -8,9 +10,12 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .cell import run_cell
 from .experiment import Experiment
 from .plan import Cell
+from .plugins import import_files
 from .step_cost import measure_cost
 from .workspace import Workspace
 
@@ -24,10 +29,6 @@ class CellError(RuntimeError):
 
 
 def _start_worker(experiment: Experiment, root: Path, output: Path, limit: int | None, one_thread: bool) -> None:
-    import torch
-
-    from .plugins import import_files
-
     global _workspace
     if one_thread:
         torch.set_num_threads(1)
@@ -41,7 +42,7 @@ def _work(task: Task, rates: dict[str, float]) -> dict[str, Any]:
 
 
 def do(workspace: Workspace, task: Task, rates: dict[str, float]) -> dict[str, Any]:
-    """Runs one task; its progress bars and warnings go to a log file.
+    """Run one task; its progress bars and warnings go to a log file.
 
     Raises:
         CellError: It failed.
@@ -95,11 +96,11 @@ class Workers:
         self._pool: ProcessPoolExecutor | None = None
 
     def add(self, task: Task, rates: Mapping[str, float] | None = None) -> None:
-        """Puts a task at the end of the line; allowed while `results` is being read."""
+        """Put a task at the end of the line; allowed while `results` is being read."""
         self._waiting.append((task, dict(rates or {})))
 
     def results(self) -> Iterator[tuple[Task, dict[str, Any]]]:
-        """Runs everything that was added, and what is added meanwhile.
+        """Run everything that was added, and what is added meanwhile.
 
         Raises:
             CellError: A task failed. No other is started; those that run at the same time give their results first.

@@ -1,7 +1,8 @@
 """What the cells of a comparison share: the base model and the data sets, each opened once in a process."""
 
+from __future__ import annotations
+
 import copy
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,11 +13,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from samparser._hashing import sha256_of
 from samparser.data import SegmentationDataset, open_dataset
 from samparser.data.splits import volume_of
-from samparser.methods import METHODS
+from samparser.methods import METHODS, build
 from samparser.methods.base_check import fingerprint
 from samparser.sam import load_sam
+from samparser.training import TrainSettings
+from samparser.training.settings import MAY_DIFFER
 
 from .experiment import DataSource, Experiment, MethodRow
 from .plan import Cell
@@ -25,14 +29,14 @@ from .strict import ExperimentError
 # Up to so many images are read once, so that a bad file or an image without instance is left out of both splits.
 _SCANNED_UP_TO = 2000
 # What does not change a result, or is recorded with it under another name.
-_NOT_COMPARED = (
-    *("workers", "log_every", "device", "report_to", "keep_checkpoints", "cache", "cache_limit_gb", "cache_projected"),
-    *("eval_every", "eval_limit", "metric", "patience", "recipe", "score_before", "allow_shared"),
-)
+_NOT_COMPARED = MAY_DIFFER | {
+    *("cache_projected", "recipe", "score_before", "eval_strategy", "eval_steps", "eval_limit"),
+    *("metric_for_best_model", "load_best_model_at_end", "early_stopping_patience"),
+}
 
 
 def require_data(sources: Sequence[DataSource], root: Path) -> None:
-    """Makes sure that every data set is there.
+    """Make sure that every data set is there.
 
     Raises:
         ExperimentError: Files are missing; the message names each set, what was looked for, and where it comes from.
@@ -68,34 +72,26 @@ class Workspace:
     limit: int | None = None
 
     def __post_init__(self) -> None:
+        # The base model stays as it is; cells tune copies.
+        self.base, self.processor = load_sam(self.experiment.model_path())
         self._opened: dict[str, tuple[SegmentationDataset, SegmentationDataset]] = {}
 
-    @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
-        return load_sam(self.experiment.model_path())
-
-    @property
-    def base(self) -> nn.Module:
-        """The base model, which stays as it is."""
-        return self._loaded[0]
-
-    @property
-    def processor(self) -> Any:
-        """The processor of the base model."""
-        return self._loaded[1]
-
-    def new_model(self) -> Any:
-        """A copy of the base model to tune."""
+    def new_model(self) -> nn.Module:
+        """Return a copy of the base model to tune."""
         return copy.deepcopy(self.base)
+
+    def tuned(self, row: MethodRow) -> nn.Module:
+        """Return a copy of the base model with a row's method applied."""
+        return build(row.method, self.new_model(), **row.options)
 
     @cached_property
     def weights(self) -> str:
         """A hash of all weights of the base model."""
         hashes = fingerprint(self.base.state_dict())
-        return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
+        return sha256_of(json.dumps(hashes, sort_keys=True))[:16]
 
     def sets(self, source: DataSource) -> tuple[SegmentationDataset, SegmentationDataset]:
-        """The training and the test images of a data set.
+        """Return the training and the test images of a data set.
 
         Raises:
             DataError: They cannot be read as the experiment says.
@@ -107,7 +103,7 @@ class Workspace:
         return self._opened[source.name]
 
     def sets_of(self, cell: Cell) -> tuple[Any, Any]:
-        """The images that a cell trains on and is scored on. Trials see no test image."""
+        """Return the images that a cell trains on and is scored on. Trials see no test image."""
         source, row = self.experiment.source(cell.data), self.experiment.row(cell.row)
         train_set, test_set = self.sets(source)
         search = self.experiment.search
@@ -129,16 +125,16 @@ class Workspace:
         return train_set, test_set
 
     def cached(self, cell: Cell) -> bool:
-        """Whether a cell trains and is scored from cached features."""
+        """Tell whether a cell trains and is scored from cached features."""
         source, row = self.experiment.source(cell.data), self.experiment.row(cell.row)
         return source.cache and not METHODS[row.method].trains_upstream
 
     def settings_of(self, cell: Cell, rates: Mapping[str, float]) -> dict[str, Any]:
-        """Everything that decides the result of a cell, as plain values; two results are comparable if it is equal."""
+        """Return all that decides the result of a cell, as plain values; results are comparable where it is equal."""
         experiment = self.experiment
         source, row = experiment.source(cell.data), experiment.row(cell.row)
         train_set, test_set = self.sets_of(cell)
-        training = train_settings_of(experiment, source, row, cell, rates).to_dict()
+        training = train_settings_of(experiment, source, row, cell, rates).recorded()
         settings: dict[str, Any] = {
             "model": {"name": experiment.model, "weights": self.weights},
             "method": row.method,
@@ -162,28 +158,31 @@ class Workspace:
 
 
 def train_settings_of(
-    experiment: Experiment, source: DataSource, row: MethodRow, cell: Cell, rates: Mapping[str, float]
-) -> Any:
-    """The training settings of a cell, with the rates that were chosen for it or that it tries."""
-    more: dict[str, Any] = {**rates, "eval_every": "never", "report_to": "none", "seed": cell.number}
+    experiment: Experiment, source: DataSource, row: MethodRow, cell: Cell, rates: Mapping[str, float], **fields: Any
+) -> TrainSettings:
+    """Return the training settings of a cell, with the rates that were chosen for it or that it tries, and others."""
+    more: dict[str, Any] = {**fields, **rates, "eval_strategy": "no", "report_to": "none", "seed": cell.number}
     # A score of the test images before the first step is what the row that trains nothing gives.
     more["score_before"] = False
     search = experiment.search
     if cell.kind == "trial" and search is not None:
         more["seed"] = search.seed
         if search.epochs is not None:
-            more["epochs"] = search.epochs
+            more["num_train_epochs"] = search.epochs
     return experiment.train_settings(source, row, **more)
 
 
 def hold_out(names: Sequence[str], part: float, seed: int, *, by_volume: bool = False) -> tuple[list[int], list[int]]:
-    """Indices of the images to go on training with, and of those set aside: at least one, drawn by the seed.
+    """Divide images into those to go on training with and those set aside: at least one, drawn by the seed.
 
     Args:
         names: Names of the images.
         part: Part of them to set aside.
         seed: Of the draw.
         by_volume: Set whole CT volumes aside and not single slices.
+
+    Returns:
+        Indices of either.
     """
     unit_of = [volume_of(name) if by_volume else name for name in names]
     units = sorted(set(unit_of))
@@ -208,5 +207,4 @@ def _some(dataset: SegmentationDataset, count: int, seed: int, source: DataSourc
 
 
 def _names(dataset: SegmentationDataset) -> str:
-    digest = hashlib.sha256("\n".join(dataset.names).encode()).hexdigest()[:16]
-    return f"{len(dataset)} images, names {digest}"
+    return f"{len(dataset)} images, names {sha256_of(chr(10).join(dataset.names))[:16]}"

@@ -6,12 +6,17 @@ model = load_trained(base_model, "out")
 plain = merged(model)                     # a plain SamModel, where the method allows it
 """
 
-from . import frozen_and_full as plain, lora, adapter, coefficients  # noqa: F401, I001 - each registers its methods, in METHODS' order
+from __future__ import annotations
+
+# isort: off
+from . import frozen_and_full, lora, adapter, coefficients  # noqa: F401 - each registers its methods, in METHODS' order
+
+# isort: on
 from .description import Description, describe
-from .loading import load_model
+from .loading import load_model, load_trained
 from .merging import merged
 from .registry import METHODS, Method, build, method
-from .saving import load_trained, save_trained
+from .saving import save_trained
 
 __all__ = [
     "METHODS",

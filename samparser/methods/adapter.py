@@ -1,5 +1,7 @@
 """Bottleneck adapters between the attention of a transformer layer and the LayerNorm after it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -10,6 +12,8 @@ from transformers.models.sam.modeling_sam import SamVisionLayer
 from .registry import method
 from .sam_parts import fused_projections, mask_decoder, transformer_layers
 
+# Deviation of the weights of Houlsby et al.'s adapter at the start; the paper cuts the normal at two of them.
+_DEVIATION = 0.01
 _NOT_MERGEABLE = (
     "a bottleneck adapter has a nonlinearity between its two projections, so no weight of the base model can take it "
     "in; use the tuned model as it is"
@@ -30,10 +34,8 @@ class AdaptedVisionLayer(SamVisionLayer):
 
     def __init__(self, layer: SamVisionLayer, adapter: nn.Module) -> None:
         nn.Module.__init__(self)
-        self.layer_norm1 = layer.layer_norm1
-        self.attn = layer.attn
-        self.layer_norm2 = layer.layer_norm2
-        self.mlp = layer.mlp
+        for name, part in layer.named_children():
+            setattr(self, name, part)
         self.window_size = layer.window_size
         self.adapter = adapter
         for name in ("gradient_checkpointing", "_gradient_checkpointing_func"):
@@ -42,7 +44,7 @@ class AdaptedVisionLayer(SamVisionLayer):
         self.train(layer.training)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
+        """Map tokens (B, H, W, C) to tokens of the same shape."""
         tokens = self.layer_norm1(hidden_states)
         if self.window_size:
             windows, padded = self.window_partition(tokens, self.window_size)
@@ -55,7 +57,7 @@ class AdaptedVisionLayer(SamVisionLayer):
 
 
 class HoulsbyAdapter(nn.Module):
-    """The plain bottleneck of Houlsby et al., ``x + up(relu(down(x)))``, close to the identity at the start.
+    """The plain bottleneck of Houlsby et al., `x + up(relu(down(x)))`, close to the identity at the start.
 
     Weights start normal with deviation 0.01, cut at two deviations, and biases at zero, as in the paper
     (https://arxiv.org/abs/1902.00751). Computed in the dtype of its weights, float32 at least.
@@ -70,18 +72,18 @@ class HoulsbyAdapter(nn.Module):
         self.down = nn.Linear(width, bottleneck, device=device, dtype=dtype)
         self.up = nn.Linear(bottleneck, width, device=device, dtype=dtype)
         for linear in (self.down, self.up):
-            nn.init.trunc_normal_(linear.weight, std=0.01, a=-0.02, b=0.02)
+            nn.init.trunc_normal_(linear.weight, std=_DEVIATION, a=-2 * _DEVIATION, b=2 * _DEVIATION)
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., width) -> (..., width)."""
+        """Map tokens (..., width) to tokens of the same shape."""
         return x + self.up(torch.relu(self.down(x.to(self.down.weight.dtype)))).to(x.dtype)
 
 
 class ConvolutionalAdapter(nn.Module):
-    """Bottleneck with a depthwise convolution over the grid of tokens, ``x + up(relu(conv(down(x))))``.
+    """Bottleneck with a depthwise convolution over the grid of tokens, `x + up(relu(conv(down(x))))`.
 
-    Neither projection has a bias, the convolution has one. ``up`` starts at zero, so the adapter starts as the
+    Neither projection has a bias, the convolution has one. `up` starts at zero, so the adapter starts as the
     identity. Computed in the dtype of its weights, float32 at least.
 
     Args:
@@ -100,7 +102,7 @@ class ConvolutionalAdapter(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, width) -> (B, H, W, width)."""
+        """Map tokens (B, H, W, width) to tokens of the same shape."""
         narrow = self.down(x.to(self.down.weight.dtype)).permute(0, 3, 1, 2)
         return x + self.up(torch.relu(self.conv(narrow)).permute(0, 2, 3, 1)).to(x.dtype)
 
@@ -113,11 +115,11 @@ class ConvolutionalAdapter(nn.Module):
     not_mergeable_because=_NOT_MERGEABLE,
 )
 def adapter(model: nn.Module, bottleneck: int = 192, kernel: int = 5, decoder: bool = True) -> nn.Module:
-    """The adapter that has exactly the cost the paper prints: 3,598,848 parameters, +14.73 GMAC on ViT-B.
+    """Insert the adapter that has exactly the cost the paper prints: 3,598,848 parameters, +14.73 GMAC on ViT-B.
 
     The paper describes two linear layers and a ReLU between attention and LayerNorm, which cannot have 3514.5 K
     parameters; 12 bottlenecks 768 -> 192 -> 768 without bias around a 5x5 depthwise convolution with bias do, and
-    have its FLOPs too, on the whole grid of 64 x 64 tokens. ``decoder``: also train the mask decoder.
+    have its FLOPs too, on the whole grid of 64 x 64 tokens. `decoder`: also train the mask decoder.
     """
     _check_bottleneck(bottleneck)
     if kernel < 1 or kernel % 2 == 0:
@@ -135,10 +137,10 @@ def adapter(model: nn.Module, bottleneck: int = 192, kernel: int = 5, decoder: b
     not_mergeable_because=_NOT_MERGEABLE,
 )
 def adapter_houlsby(model: nn.Module, bottleneck: int = 192, decoder: bool = True) -> nn.Module:
-    """Houlsby et al.'s adapter, one to a layer, between attention and LayerNorm as the paper says.
+    """Insert Houlsby et al.'s adapter, one to a layer, between attention and LayerNorm as the paper says.
 
     Houlsby et al. put a second one after the MLP and use a bottleneck of 64 and less; here the default is the 192 of
-    the method ``adapter``, which makes the two comparable: 3,550,464 parameters on ViT-B. ``decoder``: also train the
+    the method `adapter`, which makes the two comparable: 3,550,464 parameters on ViT-B. `decoder`: also train the
     mask decoder.
     """
     _check_bottleneck(bottleneck)

@@ -1,38 +1,40 @@
 """Whether a model is the base that a tuned part was trained on: the hashes of all weights that stayed frozen."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from .._hashing import sha256_of
+from samparser._hashing import sha256_of
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """A hash of each tensor's dtype, shape and bytes: sixteen hexadecimal digits of its SHA-256."""
+    """Hash each tensor's dtype, shape and bytes: sixteen hexadecimal digits of SHA-256."""
     return {name: sha256_of(f"{t.dtype} {tuple(t.shape)} ", t)[:16] for name, t in tensors.items()}
 
 
 def frozen_tensors(model: nn.Module, trained: Iterable[str]) -> dict[str, Tensor]:
-    """Everything in a model's state that its method does not train."""
+    """Return everything in a model's state that its method does not train."""
     trained = set(trained)
     return {name: tensor for name, tensor in model.state_dict().items() if name not in trained}
 
 
 def weight_dtype(model: nn.Module) -> str:
-    """The dtype of the model's weights, as ``float32``."""
+    """Return the dtype of the model's weights, as `float32`."""
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()})
     return " and ".join(dtypes) or "none"
 
 
 def check_base(model: nn.Module, saved: Mapping[str, Any], folder: object) -> None:
-    """Refuses a model that does not hold the frozen weights that the tuned part was trained on.
+    """Refuse a model that does not hold the frozen weights that the tuned part was trained on.
 
     Args:
         model: The base model, before the method is applied.
-        saved: ``{"dtype": ..., "weights": fingerprint}`` as the folder keeps it. Names may differ between the two, as
+        saved: `{"dtype": ..., "weights": fingerprint}` as the folder keeps it. Names may differ between the two, as
             methods that wrap a module rename its weights; contents may not.
-        folder: Where ``saved`` was read, for the message.
+        folder: Where `saved` was read, for the message.
 
     Raises:
         ValueError: Another architecture, other weights, or the same model in another dtype.

@@ -1,5 +1,7 @@
 """SAM-PARSER and its ablations: the singular values of chosen weights are trained, their bases stay."""
 
+from __future__ import annotations
+
 from peft import get_peft_model
 from torch import nn
 
@@ -19,9 +21,9 @@ from .sam_parts import mask_decoder, transformer_linear_names
 def samparser(
     model: nn.Module, parametrization: str = "absolute", rank: int | None = None, save_basis: bool = False
 ) -> nn.Module:
-    """The paper's method: 512 coefficients in the neck and the 4,058,340 parameters of the mask decoder.
+    """Train what the paper trains: 512 coefficients in the neck and the mask decoder's 4,058,340 parameters.
 
-    ``parametrization``, ``rank`` and ``save_basis`` as in `SVDCoefficientConfig`: how the coefficients are trained,
+    `parametrization`, `rank` and `save_basis` as in `SVDCoefficientConfig`: how the coefficients are trained,
     how many of the leading ones, and whether the bases are saved with them.
     """
     return _tune(model, neck_targets(model), True, parametrization=parametrization, rank=rank, save_basis=save_basis)
@@ -35,7 +37,7 @@ def samparser(
 def samparser_coefficients(
     model: nn.Module, parametrization: str = "absolute", rank: int | None = None, save_basis: bool = False
 ) -> nn.Module:
-    """512 coefficients in the neck; the mask decoder stays frozen. Options as for ``samparser``."""
+    """Train 512 coefficients in the neck; the mask decoder stays frozen. Options as for `samparser`."""
     return _tune(model, neck_targets(model), False, parametrization=parametrization, rank=rank, save_basis=save_basis)
 
 
@@ -47,7 +49,7 @@ def samparser_coefficients(
 def samparser_decoder_coefficients(
     model: nn.Module, parametrization: str = "absolute", rank: int | None = None, save_basis: bool = False
 ) -> nn.Module:
-    """Coefficients in the mask decoder too, instead of all its weights. Options as for ``samparser``."""
+    """Train coefficients in the mask decoder too, instead of all its weights. Options as for `samparser`."""
     decoder = [
         f"mask_decoder.{name}" for name, module in mask_decoder(model).named_modules() if isinstance(module, nn.Linear)
     ]
@@ -62,9 +64,9 @@ def samparser_decoder_coefficients(
     paper='"Bases" of Table 2',
 )
 def bases(model: nn.Module, decoder: bool = True) -> nn.Module:
-    """Trains U and V of the neck and keeps the coefficients: 917,504 parameters in SAM ViT-B.
+    """Train U and V of the neck and keep the coefficients: 917,504 parameters in SAM ViT-B.
 
-    ``decoder``: also train the mask decoder.
+    `decoder`: also train the mask decoder.
     """
     return _tune(model, neck_targets(model), decoder, trainable="bases")
 
@@ -76,9 +78,9 @@ def bases(model: nn.Module, decoder: bool = True) -> nn.Module:
     paper='"Bases" and "Coefficients" of Table 2',
 )
 def bases_and_coefficients(model: nn.Module, parametrization: str = "absolute", decoder: bool = True) -> nn.Module:
-    """Trains U, V and p of the neck: 918,016 parameters in SAM ViT-B, more than the 786,432 weights they make up.
+    """Train U, V and p of the neck: 918,016 parameters in SAM ViT-B, more than the 786,432 weights they make up.
 
-    ``decoder``: also train the mask decoder.
+    `decoder`: also train the mask decoder.
     """
     return _tune(model, neck_targets(model), decoder, trainable="both", parametrization=parametrization)
 
@@ -90,9 +92,9 @@ def bases_and_coefficients(model: nn.Module, parametrization: str = "absolute", 
     paper='"Trans. la." of Table 1',
 )
 def transformer(model: nn.Module, parametrization: str = "absolute", decoder: bool = True) -> nn.Module:
-    """36,864 coefficients in the 48 linear layers of ViT-B; splitting them takes about 40 s on one core.
+    """Train 36,864 coefficients in the 48 linear layers of ViT-B; splitting them takes about 40 s on one core.
 
-    ``decoder``: also train the mask decoder.
+    `decoder`: also train the mask decoder.
     """
     return _tune(model, transformer_linear_names(model), decoder, parametrization=parametrization)
 
@@ -104,7 +106,7 @@ def transformer(model: nn.Module, parametrization: str = "absolute", decoder: bo
     paper='"Trans. la." and "Conv. la." of Table 1',
 )
 def transformer_and_neck(model: nn.Module, parametrization: str = "absolute", decoder: bool = True) -> nn.Module:
-    """37,376 coefficients in ViT-B. ``decoder``: also train the mask decoder."""
+    """Train 37,376 coefficients in ViT-B. `decoder`: also train the mask decoder."""
     return _tune(model, transformer_linear_names(model) + neck_targets(model), decoder, parametrization=parametrization)
 
 

@@ -1,14 +1,16 @@
 """What a method costs on paper: trained parameters and multiply-accumulates, counted without weights or data.
 
 One multiply-accumulate (MAC) is one multiplication and one addition; a product of matrices (m, k) and (k, n) has
-m k n of them. FLOPs are twice the MACs. Counted are matrix products, convolutions and attention, forward or forward
-and backward; norms, activations and other elementwise work are left out, as usual. torch's counter runs on the meta
-device, where it sees the products inside attention that it misses on the CPU.
+m k n of them. FLOPs, which torch counts, are twice the MACs. Counted are matrix products, convolutions and attention,
+forward or forward and backward; norms, activations and other elementwise work are left out, as usual. torch's counter
+runs on the meta device, where it sees the products inside attention that it misses on the CPU.
 """
+
+from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,6 +23,8 @@ from .description import describe
 from .factored import factored_form
 from .registry import build, get_method
 
+_FLOPS_PER_MAC = 2
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -29,16 +33,18 @@ class Cost:
     Attributes:
         method: Its name.
         trained: Trained parameters.
+        bytes_on_disk: Size of the file of the trained part.
         forward_macs: The model's forward in training, with whatever the method adds.
         step_macs: Forward and backward of one training step; the forward alone where nothing trains.
         cached_step_macs: The same where the features that enter the neck are cached; None where they change.
         merged_macs: The forward of the model to be deployed: merged, where the method can be.
-        form: ``"factored"`` where layers of coefficients are counted as V, p and U one after another, ``"as run"``
+        form: `"factored"` where layers of coefficients are counted as V, p and U one after another, `"as run"`
             where the model is counted as it is.
     """
 
     method: str
     trained: int
+    bytes_on_disk: int
     forward_macs: int
     step_macs: int
     cached_step_macs: int | None
@@ -47,24 +53,23 @@ class Cost:
 
 
 def meta_sam(config: SamConfig | None = None) -> SamModel:
-    """A SAM without weights, ViT-B where no configuration is given: takes no memory and is built in a tenth second."""
+    """Build a SAM without weights, ViT-B where no configuration is given: takes no memory and a tenth of a second."""
     with torch.device("meta"):
         return SamModel(SamConfig() if config is None else config).eval()
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """All parameters of a model, and those that train."""
+    """Count all parameters of a model, and those that train."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
 
 
-def count_macs(model: nn.Module, *, prompts: int = 1) -> tuple[int, int]:
-    """Multiply-accumulates of a SAM on one image of its full size: of the forward, and of a whole training step.
+def count_macs(model: nn.Module) -> tuple[int, int]:
+    """Count the multiply-accumulates of a SAM on one image of its full size and one box: of the forward and of a step.
 
     Args:
         model: A SamModel, plain or tuned, on any device. Off the meta device a copy without weights is counted. It is
             counted as it is in training where something trains, and in evaluation where nothing does.
-        prompts: Boxes, each of which is one run of the mask decoder.
 
     Returns:
         The MACs of the forward, and those of forward and backward: the gradients of all that trains. Where nothing
@@ -74,42 +79,32 @@ def count_macs(model: nn.Module, *, prompts: int = 1) -> tuple[int, int]:
         model = copy.deepcopy(model).to("meta")
     vision: Any = cast(Any, model).config.vision_config
     pixels = torch.empty(1, vision.num_channels, vision.image_size, vision.image_size, device="meta")
-    boxes = torch.empty(1, prompts, 4, device="meta")
+    boxes = torch.empty(1, 1, 4, device="meta")
     trains = count_parameters(model)[1] > 0
     was_training = model.training
     model.train(trains)
     try:
         with _counter() as counter, torch.set_grad_enabled(trains):
             masks = model(pixel_values=pixels, input_boxes=boxes, multimask_output=False).pred_masks
-            forward = counter.get_total_flops() // 2
+            forward = counter.get_total_flops() // _FLOPS_PER_MAC
             if trains:
                 masks.sum().backward()
     finally:
         model.train(was_training)
         model.zero_grad(set_to_none=True)
-    return forward, counter.get_total_flops() // 2
+    return forward, counter.get_total_flops() // _FLOPS_PER_MAC
 
 
-def method_costs(names: Iterable[str], config: SamConfig | None = None, *, factored: bool = True) -> list[Cost]:
-    """Costs of methods with their default options, on SAM ViT-B at 1024 pixels where no configuration is given.
+def method_cost(name: str, options: Mapping[str, Any] | None = None, config: SamConfig | None = None) -> Cost:
+    """Count what one method costs, without weights and without data.
+
+    Layers whose coefficients train are counted as `y = U (p * (V x))`, in whatever form they run: the additional MACs
+    of this form are what the paper prints.
 
     Args:
-        names: Methods.
-        config: Another SAM than ViT-B.
-        factored: Whether to count layers whose coefficients train as ``y = U (p * (V x))``, the form whose additional
-            MACs are what the paper prints. Otherwise they are counted in the form that they run in here, which
-            depends on the layer's shape and on the version of samparser.
-
-    Raises:
-        ValueError: A method is unknown.
-    """
-    return [method_cost(get_method(name).name, config=config, factored=factored) for name in names]
-
-
-def method_cost(
-    name: str, options: Mapping[str, Any] | None = None, config: SamConfig | None = None, *, factored: bool = True
-) -> Cost:
-    """Cost of one method with the options given; the rest as for `method_costs`.
+        name: The method.
+        options: Its options; those that are not given take their defaults.
+        config: Another SAM than ViT-B at 1024 pixels.
 
     Raises:
         ValueError: The method is unknown.
@@ -118,12 +113,13 @@ def method_cost(
     method = get_method(name)
     plain, _ = count_macs(meta_sam(config).requires_grad_(False))
     model = build(name, meta_sam(config), **(options or {}))
-    trained = describe(model).total
-    layers = factored_form(model, meta_sam(config)) if factored else None
+    about = describe(model)
+    layers = factored_form(model, meta_sam(config))
     forward, step = count_macs(layers or model)
     return Cost(
         method=name,
-        trained=trained,
+        trained=about.total,
+        bytes_on_disk=about.bytes_on_disk,
         forward_macs=forward,
         step_macs=step,
         cached_step_macs=None if method.trains_upstream else step - _upstream_macs(config),
@@ -133,7 +129,7 @@ def method_cost(
 
 
 def _upstream_macs(config: SamConfig | None) -> int:
-    """The plain image encoder up to the features that enter its neck."""
+    """Count the plain image encoder up to the features that enter its neck."""
     encoder: Any = meta_sam(config).vision_encoder
     vision: Any = encoder.config
     side = vision.image_size // vision.patch_size
@@ -143,7 +139,7 @@ def _upstream_macs(config: SamConfig | None) -> int:
     for module, given in ((encoder, pixels), (encoder.neck, tokens)):
         with _counter() as counter, torch.no_grad():
             module(given)
-        counts.append(counter.get_total_flops() // 2)
+        counts.append(counter.get_total_flops() // _FLOPS_PER_MAC)
     return counts[0] - counts[1]
 
 
@@ -167,11 +163,11 @@ def _convolution_backward_flops(
     output_mask: list[bool],
     out_shape: object = None,
 ) -> int:
-    """FLOPs of the gradients of a convolution: each of the two takes as many products as the forward.
+    """Count the FLOPs of the gradients of a convolution: each of the two takes as many products as the forward.
 
     torch's own formula for the weight's gradient leaves the groups out, which makes a depthwise convolution 192
     channels wide 192 times as expensive as it is.
     """
     positions = math.prod((x_shape if transposed else grad_shape)[2:])
     products = x_shape[0] * positions * math.prod(weight_shape)
-    return 2 * products * (bool(output_mask[0]) + bool(output_mask[1]))
+    return _FLOPS_PER_MAC * products * (bool(output_mask[0]) + bool(output_mask[1]))

@@ -1,13 +1,14 @@
 """Says what a tuned model trains, where, and how many bytes its trained part takes on disk."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from peft import PeftModel
 from torch import Tensor, nn
 
-from .registry import recipe_of
+from .registry import applied_method
 from .saving import trained_tensors
 
 # Where a parameter sits, by the start of its name in the plain model; the first that matches counts.
@@ -52,29 +53,25 @@ class Description:
 
 
 def describe(model: nn.Module) -> Description:
-    """Describes a model from `build` or `load_trained`, or any PeftModel; works on the meta device too."""
-    recipe = recipe_of(model)
+    """Describe a model from `build` or `load_trained`, or any PeftModel; works on the meta device too."""
+    applied = applied_method(model)
     parameters = dict(model.named_parameters())
-    if recipe is not None:
-        names = [name for name in recipe.trained if name in parameters]
+    if applied is not None:
+        names = [name for name in applied.trained if name in parameters]
     else:
         names = [name for name, parameter in parameters.items() if parameter.requires_grad]
     groups: dict[str, int] = {}
     for name in names:
         group = _group(name)
         groups[group] = groups.get(group, 0) + parameters[name].numel()
-    known = recipe is not None or isinstance(model, PeftModel)
-    return Description(
-        method=recipe.method if recipe is not None else None,
-        trained=groups,
-        bytes_on_disk=safetensors_bytes(trained_tensors(model)) if known else 0,
-    )
+    bytes_on_disk = safetensors_bytes(trained_tensors(model))
+    return Description(applied.name if applied is not None else None, groups, bytes_on_disk)
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Size of the safetensors file that ``save_file(tensors, ..., metadata={"format": "pt"})`` writes; 0 for none.
+    """Return the size of the file that `save_file(tensors, ..., metadata={"format": "pt"})` writes; 0 for no tensors.
 
-    The format: eight bytes of header length, the header as JSON padded to eight bytes, the tensors.
+    A file is eight bytes of header length, the header as JSON padded to eight bytes, the tensors.
     https://huggingface.co/docs/safetensors
     """
     if not tensors:

@@ -1,5 +1,7 @@
 """Layers of coefficients in the form that their cost is usually given for: V, p and U, one after another."""
 
+from __future__ import annotations
+
 import math
 from typing import Any, cast
 
@@ -10,22 +12,22 @@ from samparser.tuner import SVDCoefficientConfig, SVDCoefficientLayer
 
 
 class Scale(nn.Module):
-    """Multiplies channels by coefficients: (B, rank, H, W) if ``spatial``, else (..., rank)."""
+    """Multiplies channels by coefficients: (B, rank, H, W) if `spatial`, else (..., rank)."""
 
     def __init__(self, rank: int, spatial: bool) -> None:
         super().__init__()
         self.p = nn.Parameter(torch.empty((rank, 1, 1) if spatial else (rank,), device="meta"))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The input, each channel times its coefficient."""
+        """Return the input, each channel times its coefficient."""
         return x * self.p
 
 
 def factored_form(tuned: nn.Module, plain: nn.Module) -> nn.Module | None:
-    """The plain model with a sequence V, p, U in the place of each layer whose coefficients ``tuned`` trains.
+    """Return the plain model with a sequence V, p, U in the place of each layer whose coefficients `tuned` trains.
 
-    Works on shapes alone, so both models are on the meta device; ``plain`` is changed. What trains in ``tuned`` trains
-    in what is returned. None where ``tuned`` trains anything but coefficients in such layers.
+    Works on shapes alone, so both models are on the meta device; `plain` is changed. What trains in `tuned` trains
+    in what is returned. None where `tuned` trains anything but coefficients in such layers.
     """
     config = getattr(tuned, "peft_config", {}).get("default")
     if not isinstance(config, SVDCoefficientConfig) or config.trainable != "coefficients":

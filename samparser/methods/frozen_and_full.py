@@ -1,5 +1,7 @@
 """Methods that add nothing: they choose which of the model's own parameters train."""
 
+from __future__ import annotations
+
 from torch import nn
 
 from .registry import method
@@ -13,7 +15,7 @@ from .sam_parts import mask_decoder, neck
     paper='"Baseline" of Tables 3 and 5',
 )
 def zero_shot(model: nn.Module) -> nn.Module:
-    """The base model, frozen."""
+    """Leave the base model frozen."""
     return model
 
 
@@ -24,7 +26,7 @@ def zero_shot(model: nn.Module) -> nn.Module:
     paper='"Baseline†" of Tables 1 to 5',
 )
 def decoder(model: nn.Module) -> nn.Module:
-    """Trains the mask decoder, 4,058,340 parameters in every size of SAM."""
+    """Train the mask decoder, 4,058,340 parameters in every size of SAM."""
     mask_decoder(model).requires_grad_(True)
     return model
 
@@ -35,9 +37,9 @@ def decoder(model: nn.Module) -> nn.Module:
     trains_upstream=False,
 )
 def full_neck(model: nn.Module, decoder: bool = True) -> nn.Module:
-    """Trains the neck's convolutions and norms as they are: what reconstruction by coefficients is to be held against.
+    """Train the neck's convolutions and norms as they are: what reconstruction by coefficients is to be held against.
 
-    ``decoder``: also train the mask decoder.
+    `decoder`: also train the mask decoder.
     """
     neck(model).requires_grad_(True)
     mask_decoder(model).requires_grad_(decoder)
@@ -46,7 +48,7 @@ def full_neck(model: nn.Module, decoder: bool = True) -> nn.Module:
 
 @method("full", summary="every weight of the model", trains_upstream=True)
 def full(model: nn.Module) -> nn.Module:
-    """Trains image encoder, prompt encoder and mask decoder.
+    """Train image encoder, prompt encoder and mask decoder.
 
     The random frequencies of the positional encoding stay as they are: in SAM they are constants, which transformers
     stores as a parameter.

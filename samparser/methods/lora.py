@@ -1,5 +1,7 @@
 """LoRA on the attention of SAM's image encoder: on queries and values as in SAMed, or on the whole fused projection."""
 
+from __future__ import annotations
+
 import math
 from typing import Any, cast
 
@@ -48,7 +50,7 @@ class QueryValueLoRA(nn.Module):
             nn.init.kaiming_uniform_(a, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Queries, keys and values side by side, (..., 3 width), from (..., width)."""
+        """Return queries, keys and values side by side, (..., 3 width), of tokens (..., width)."""
         projected = self.base_layer(x)
         narrow = x.to(self.query_a.dtype)
         # The projection's output is needed by no backward pass, so the changes are added to it where it lies.
@@ -61,7 +63,7 @@ class QueryValueLoRA(nn.Module):
 
     @torch.no_grad()
     def merged_module(self) -> nn.Linear:
-        """The same function as one ``nn.Linear``: the changes are added in float32 at least and rounded once.
+        """Return the same function as one `nn.Linear`: the changes are added in float32 at least and rounded once.
 
         Raises:
             ValueError: A factor holds a value that is not finite.
@@ -87,7 +89,7 @@ class QueryValueLoRA(nn.Module):
         return linear.requires_grad_(False).train(self.training)
 
     def extra_repr(self) -> str:
-        """Rank and scale, for printing."""
+        """Return rank and scale, for printing."""
         return f"rank={len(self.query_a)}, scale={self.scale}"
 
 
@@ -98,9 +100,9 @@ class QueryValueLoRA(nn.Module):
     paper='"LoRA" of Tables 3 to 5, after SAMed',
 )
 def lora(model: nn.Module, rank: int = 4, alpha: float | None = None, decoder: bool = True) -> nn.Module:
-    """LoRA on queries and values alone, as SAMed does: 147,456 parameters on ViT-B at rank 4.
+    """Put LoRA on queries and values alone, as SAMed does: 147,456 parameters on ViT-B at rank 4.
 
-    ``alpha``: the changes are scaled by alpha / rank; not given, the scale is 1, as in SAMed. ``decoder``: also train
+    `alpha`: the changes are scaled by alpha / rank; not given, the scale is 1, as in SAMed. `decoder`: also train
     the mask decoder.
     """
     alpha = _check_rank(rank, alpha)
@@ -116,10 +118,10 @@ def lora(model: nn.Module, rank: int = 4, alpha: float | None = None, decoder: b
     trains_upstream=True,
 )
 def lora_qkv(model: nn.Module, rank: int = 4, alpha: float | None = None, decoder: bool = True) -> nn.Module:
-    """PEFT's LoRA on the fused projection, which changes the keys as well; saved as PEFT's own adapter files.
+    """Put PEFT's LoRA on the fused projection: it changes the keys as well and is saved as PEFT's own files.
 
     It has as many parameters as the method on queries and values alone: (1 + 3) width rank = 2 (1 + 1) width rank.
-    ``alpha`` and ``decoder`` as for ``lora``.
+    `alpha` and `decoder` as for `lora`.
     """
     alpha = _check_rank(rank, alpha)
     names = [f"vision_encoder.layers.{index}.attn.qkv" for index in range(len(fused_projections(model)))]

@@ -1,16 +1,18 @@
 """Turns a tuned model into a plain one of the base's architecture, which needs no library but transformers."""
 
+from __future__ import annotations
+
 import copy
 
 import torch
 from peft import PeftModel
 from torch import nn
 
-from .registry import get_method, recipe_of, set_recipe
+from .registry import applied_method, get_method, set_applied_method
 
 
 def merged(model: nn.Module, *, in_place: bool = False) -> nn.Module:
-    """The plain model that computes what the tuned model computes; ``save_pretrained`` of it is a whole checkpoint.
+    """Return the plain model that computes the same; `save_pretrained` of it is a whole checkpoint.
 
     Weights that a method adds are formed in float32 and rounded once to the base's dtype; weights that it trained in
     place are taken as they are. A plain model comes back as it is.
@@ -23,9 +25,9 @@ def merged(model: nn.Module, *, in_place: bool = False) -> nn.Module:
     Raises:
         ValueError: The method cannot be merged (the reason is given), or what was trained is not finite.
     """
-    recipe = recipe_of(model)
-    if recipe is not None:
-        method = get_method(recipe.method)
+    applied = applied_method(model)
+    if applied is not None:
+        method = get_method(applied.name)
         if method.not_mergeable_because is not None:
             raise ValueError(f"Method {method.name!r} cannot be merged: {method.not_mergeable_because}.")
     if not in_place:
@@ -34,13 +36,13 @@ def merged(model: nn.Module, *, in_place: bool = False) -> nn.Module:
         plain = model.merge_and_unload(safe_merge=True)
     else:
         plain = _merge_modules(model)
-    set_recipe(plain, None)
+    set_applied_method(plain, None)
     return plain.requires_grad_(False)
 
 
 @torch.no_grad()
 def _merge_modules(model: nn.Module) -> nn.Module:
-    """Replaces every module that has ``merged_module()`` by what it returns, all or none."""
+    """Replace every module that has `merged_module()` by what it returns, all or none."""
     plain = {name: module.merged_module() for name, module in model.named_modules() if hasattr(module, "merged_module")}
     for name, module in plain.items():
         parent, _, leaf = name.rpartition(".")

@@ -1,9 +1,16 @@
 """The table of methods, and the one call that applies a method to a model.
 
-A method is one function: it takes a model whose every parameter is already frozen, adds or unfreezes what it trains,
-and returns the model. The decorator `method` puts it into `METHODS`; saving, loading, merging, describing and the
-comparison commands then work for it without another line.
+A method is one function: it takes a model whose every parameter is frozen, adds or unfreezes what it trains, and
+returns the model. The decorator `method` puts it into `METHODS`; saving, loading, merging, describing and the commands
+that compare methods then work for it without another line:
+
+    @method("norms", summary="the norms of the neck", trains_upstream=False)
+    def norms(model: nn.Module, second: bool = True) -> nn.Module:
+        ...
+        return model
 """
+
+from __future__ import annotations
 
 import inspect
 import json
@@ -14,20 +21,31 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
-_ATTRIBUTE = "samparser_recipe"
+from samparser._words import did_you_mean
+
+Build = Callable[..., nn.Module]
+
+_ATTRIBUTE = "samparser_method"
 
 
 @dataclass(frozen=True)
 class Method:
     """One way to tune a SAM.
 
-    ``trains_upstream`` says whether anything before the input of the image encoder's neck trains. Where it is False,
-    the features that enter the neck never change and may be computed once and cached.
+    Attributes:
+        name: What `build` and `--method` call it.
+        summary: What it trains, in half a sentence.
+        build: The function that applies it.
+        trains_upstream: Whether anything before the input of the image encoder's neck trains. Where nothing does, the
+            features that enter the neck never change and may be computed once and cached.
+        paper: Where it stands in the paper.
+        not_mergeable_because: Why the tuned model cannot be written as a plain model of the base's architecture; None
+            where it can.
     """
 
     name: str
     summary: str
-    build: Callable[..., nn.Module] = field(repr=False)
+    build: Build = field(repr=False)
     trains_upstream: bool
     paper: str | None = None
     not_mergeable_because: str | None = None
@@ -44,20 +62,23 @@ class Method:
         return {parameter.name: parameter.default for parameter in parameters}
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a tuned model was made: kept on the model so that it can be saved and built again.
+METHODS: dict[str, Method] = {}
 
-    ``trained`` are the names of the tensors that differ from the base model: parameters that train, and buffers that
-    the method added.
+
+@dataclass(frozen=True)
+class AppliedMethod:
+    """Which method made a tuned model: kept on the model so that it can be saved and built again.
+
+    Attributes:
+        name: Name of the method.
+        options: Its options, all of them.
+        trained: Names of the tensors that differ from the base model: parameters that train, and buffers that the
+            method added.
     """
 
-    method: str
+    name: str
     options: dict[str, Any]
     trained: tuple[str, ...]
-
-
-METHODS: dict[str, Method] = {}
 
 
 def method(
@@ -67,18 +88,18 @@ def method(
     trains_upstream: bool,
     paper: str | None = None,
     not_mergeable_because: str | None = None,
-) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
-    """Registers the decorated function as the method called ``name``.
+) -> Callable[[Build], Build]:
+    """Register the decorated function as the method called `name`.
 
-    The function is called as ``function(model, **options)``. Every parameter of ``model`` is frozen when it arrives.
-    All options need defaults that JSON can hold, so that a saved model can be built again.
+    The function is called as `function(model, **options)`. Every parameter of `model` is frozen when it arrives. All
+    options need defaults that JSON can hold, so that a saved model can be built again. The rest is told in `Method`.
 
     Raises:
         ValueError: Another method has this name.
-        TypeError: An option has no default, or the function takes ``**options``, which would swallow typing errors.
+        TypeError: An option has no default, or the function takes `**options`, which would swallow typing errors.
     """
 
-    def register(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    def register(function: Build) -> Build:
         if name in METHODS:
             raise ValueError(f"There is a method {name!r} already ({METHODS[name].summary}). Choose another name.")
         for parameter in list(inspect.signature(function).parameters.values())[1:]:
@@ -94,17 +115,19 @@ def method(
 
 
 def get_method(name: str) -> Method:
-    """The method called ``name``; the error for an unknown name lists the known ones."""
+    """Return the method called `name`; the error for an unknown name lists the known ones."""
     if name not in METHODS:
-        raise ValueError(f"There is no method {name!r}. The methods are: {', '.join(METHODS)}.")
+        raise ValueError(
+            f"There is no method {name!r}.{did_you_mean(name, METHODS)} The methods are: {', '.join(METHODS)}."
+        )
     return METHODS[name]
 
 
 def build(name: str, model: nn.Module, **options: Any) -> nn.Module:
-    """Applies the method ``name`` to a model: freezes everything, then adds and unfreezes what the method trains.
+    """Apply the method `name` to a model: freeze everything, then add and unfreeze what the method trains.
 
-    The model is changed in place; use what is returned. Its forward has the signature of ``SamModel``. Options that
-    are not given take the method's defaults (``METHODS[name].options``).
+    The model is changed in place; use what is returned. Its forward has the signature of `SamModel`. Options that are
+    not given take the method's defaults (`METHODS[name].options`).
 
     Raises:
         ValueError: The method is unknown, or the model was already given to a method.
@@ -135,29 +158,29 @@ def build(name: str, model: nn.Module, **options: Any) -> nn.Module:
     persistent = tuned.state_dict().keys()
     trained = [key for key, parameter in tuned.named_parameters() if parameter.requires_grad]
     trained += [key for key, _ in tuned.named_buffers() if key in persistent and key not in base_buffers]
-    setattr(tuned, _ATTRIBUTE, Recipe(name, options, tuple(trained)))
+    set_applied_method(tuned, AppliedMethod(name, options, tuple(trained)))
     return tuned
 
 
-def recipe_of(model: nn.Module) -> Recipe | None:
-    """The recipe that `build` or `load_trained` left on the model; None for any other model."""
+def applied_method(model: nn.Module) -> AppliedMethod | None:
+    """Return what `build` or `load_trained` left on the model; None for any other model."""
     return getattr(model, _ATTRIBUTE, None)
 
 
-def set_recipe(model: nn.Module, recipe: Recipe | None) -> None:
-    """Leaves the recipe on the model, or takes it away."""
-    if recipe is not None:
-        setattr(model, _ATTRIBUTE, recipe)
-    elif recipe_of(model) is not None:
+def set_applied_method(model: nn.Module, applied: AppliedMethod | None) -> None:
+    """Leave on the model which method made it, or take that away."""
+    if applied is not None:
+        setattr(model, _ATTRIBUTE, applied)
+    elif applied_method(model) is not None:
         delattr(model, _ATTRIBUTE)
 
 
 def refuse_tuned(model: nn.Module, wanted: str) -> None:
-    """Raises a ValueError if the model already carries a method or an adapter."""
-    recipe = recipe_of(model)
-    if recipe is not None or isinstance(model, PeftModel):
+    """Raise a ValueError if the model already carries a method or an adapter."""
+    applied = applied_method(model)
+    if applied is not None or isinstance(model, PeftModel):
         adapters = ", ".join(map(repr, getattr(model, "peft_config", {})))
-        carried = f"method {recipe.method!r}" if recipe is not None else f"PEFT adapters ({adapters})"
+        carried = f"method {applied.name!r}" if applied is not None else f"PEFT adapters ({adapters})"
         raise ValueError(
             f"This model already carries {carried}; {wanted} needs a base model. Load the base model again, or take "
             f"`samparser.methods.merged(model)` where the earlier tuning is meant to stay."

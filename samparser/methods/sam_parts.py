@@ -1,22 +1,22 @@
 """The parts of a SAM that the methods tune, found by structure and refused by name where a model lacks them."""
 
-from collections.abc import Iterator
+from __future__ import annotations
 
 from torch import nn
 
 
 def mask_decoder(model: nn.Module) -> nn.Module:
-    """The mask decoder of a SAM."""
+    """Return the mask decoder of a SAM."""
     return _part(model, "mask_decoder")
 
 
 def neck(model: nn.Module) -> nn.Module:
-    """The convolutional neck at the end of the image encoder."""
+    """Return the convolutional neck at the end of the image encoder."""
     return _part(model, "vision_encoder.neck")
 
 
 def transformer_layers(model: nn.Module) -> nn.ModuleList:
-    """The transformer layers of the image encoder.
+    """Return the transformer layers of the image encoder.
 
     Raises:
         TypeError: The model's image encoder is of another kind.
@@ -28,7 +28,7 @@ def transformer_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def fused_projections(model: nn.Module) -> list[nn.Linear]:
-    """The projection to queries, keys and values, ``attn.qkv``, of every transformer layer of the image encoder.
+    """Return the projection to queries, keys and values, `attn.qkv`, of every layer of the image encoder.
 
     Raises:
         TypeError: The model's image encoder has no such projections.
@@ -47,15 +47,13 @@ def fused_projections(model: nn.Module) -> list[nn.Linear]:
 
 
 def transformer_linear_names(model: nn.Module) -> list[str]:
-    """The names of all ``nn.Linear`` in the transformer layers of the image encoder."""
+    """Return the names of all `nn.Linear` in the transformer layers of the image encoder."""
     transformer_layers(model)
-    return list(_linear_names(model, "vision_encoder.layers."))
-
-
-def _linear_names(model: nn.Module, prefix: str) -> Iterator[str]:
-    for name, module in model.named_modules():
-        if name.startswith(prefix) and isinstance(module, nn.Linear):
-            yield name
+    return [
+        name
+        for name, module in model.named_modules()
+        if name.startswith("vision_encoder.layers.") and isinstance(module, nn.Linear)
+    ]
 
 
 def _part(model: nn.Module, name: str) -> nn.Module:

@@ -65,7 +65,8 @@ class SharedEncoder:
 
     def _encode(self) -> Tensor:
         encoder = self._sam.vision_encoder
-        parameter = next(encoder.parameters())
+        # The model's, not the encoder's: with its frozen part put aside the encoder may hold none.
+        parameter = next(self._sam.parameters())
         pixel_values = self._pixel_values.to(parameter.device, parameter.dtype)
         if changes_before_neck(self._sam).adapted:
             return self._sam.get_image_embeddings(pixel_values)

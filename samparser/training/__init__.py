@@ -1,15 +1,15 @@
-"""Training and scoring on :class:`transformers.Trainer`: settings in, a complete run folder out.
+"""Training and scoring on `transformers.Trainer`: settings in, a complete run folder out.
 
 This room sees which parameters require a gradient and never asks which method made them trainable.
 """
 
 from samparser._memory import OutOfMemoryError
 
-from .before import verdict
 from .eval_settings import EvalSettings
 from .evaluation import evaluate, evaluate_baselines
 from .fit import TrainResult, train
 from .run_folder import RunFolder, RunFolderError
+from .score_before import verdict
 from .settings import RECIPES, TrainSettings
 from .trainer import SamTrainer
 

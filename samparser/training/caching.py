@@ -1,5 +1,7 @@
 """Training from cached features: fill the cache, put the frozen encoder aside, give it back afterwards."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,10 +21,10 @@ from .settings import TrainSettings
 
 
 def open_cache(model: nn.Module, processor: Any, settings: TrainSettings) -> FeatureCache | None:
-    """The cache that the settings ask for, empty or not; None where they ask for none.
+    """Return the cache that the settings ask for, empty or not; None where they ask for none.
 
     Raises:
-        ValueError: Something before the neck is trained, or ``cache_projected`` does not fit the model.
+        ValueError: Something before the neck is trained, or `cache_projected` does not fit the model.
     """
     if settings.cache is None:
         return None
@@ -33,8 +35,8 @@ def open_cache(model: nn.Module, processor: Any, settings: TrainSettings) -> Fea
     )
 
 
-def images_of(train_set: Any, eval_set: Any, settings: TrainSettings) -> "ConcatDataset[Any]":
-    """Every image that a run needs features of: those to train on, mirrored too where flips are on, and to score."""
+def images_of(train_set: Any, eval_set: Any, settings: TrainSettings) -> ConcatDataset[Any]:
+    """Return every image that a run needs features of: to train on, mirrored too where flips are on, and to score."""
     sets: list[Sequence[Any]] = [train_set, *([Flipped(train_set)] if settings.flip else [])]
     return ConcatDataset([*sets, *([] if eval_set is None else [eval_set])])  # type: ignore[list-item]
 
@@ -43,7 +45,7 @@ def images_of(train_set: Any, eval_set: Any, settings: TrainSettings) -> "Concat
 def fed_from(
     cache: FeatureCache | None, model: nn.Module, processor: Any, images: Any, arguments: TrainingArguments
 ) -> Iterator[Any]:
-    """Yields the processor to train with: the model's own, or that of the cache once it is full.
+    """Yield the processor to train with: the model's own, or that of the cache once it is full.
 
     Every process encodes its share of what is missing, on its own device. Inside the block the frozen encoder is not
     in memory.

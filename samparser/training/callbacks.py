@@ -1,4 +1,6 @@
-"""What a run shows and writes while it goes: one progress bar, and the same numbers in ``log.jsonl``."""
+"""Callbacks of the trainer: what a run shows and writes while it goes."""
+
+from __future__ import annotations
 
 import json
 import math
@@ -22,19 +24,19 @@ class ProgressBar(ProgressCallback):
     """transformers' progress bar with one short readable line for each log entry."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Writes the entry above the bar."""
+        """Write the entry above the bar."""
         if state.is_world_process_zero and self.training_bar is not None and logs and "train_runtime" not in logs:
             self.training_bar.write(f"step {state.global_step}, epoch {state.epoch or 0:.2f}: {_short(logs)}")
 
 
 class JsonLinesLog(TrainerCallback):
-    """Appends every log entry to a file, one JSON object per line, flushed at once."""
+    """Append every log entry to a file, one JSON object per line, flushed at once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Appends the entry with its step; only the first process writes. Run times go to ``finished.json``."""
+        """Append the entry with its step; only the first process writes. Run times go to `finished.json`."""
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
             row = {"step": state.global_step, **{k: v for k, v in logs.items() if k not in ("step", "total_flos")}}
             with self.path.open("a", encoding="utf-8") as file:
@@ -42,35 +44,35 @@ class JsonLinesLog(TrainerCallback):
 
 
 class CheckpointMark(TrainerCallback):
-    """Marks a checkpoint as complete once all of its files are written, by every process."""
+    """Mark a checkpoint as complete once all of its files are written, by every process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Writes the mark; the trainer has waited for the other processes before it calls this."""
+        """Write the mark; the trainer has waited for the other processes before it calls this."""
         if state.is_world_process_zero:
             (self.folder / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
 class LogBeforeCheckpoint(TrainerCallback):
-    """Logs wherever a checkpoint is written.
+    """Log wherever a checkpoint is written.
 
     The running mean of the loss is not part of a checkpoint; starting it anew at each one makes the log of a resumed
     run equal to that of an uninterrupted run.
     """
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Asks for a log entry when this step ends with a checkpoint."""
+        """Ask for a log entry when this step ends with a checkpoint."""
         control.should_log = control.should_log or control.should_save
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Asks for a log entry when this epoch ends with a checkpoint."""
+        """Ask for a log entry when this epoch ends with a checkpoint."""
         control.should_log = control.should_log or control.should_save
 
 
 class EpochToDataset(TrainerCallback):
-    """Tells the training set which epoch begins, so that it draws new prompts.
+    """Tell the training set which epoch begins, so that it draws new prompts.
 
     accelerate does so itself on one process only; on several it stops at the sampler.
     """
@@ -79,5 +81,5 @@ class EpochToDataset(TrainerCallback):
         self.dataset = dataset
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Passes the number of epochs that are behind, also where a run is resumed within one."""
+        """Pass on the number of epochs that are behind, also where a run is resumed within one."""
         self.dataset.set_epoch(math.floor((state.epoch or 0) + 1e-6))

@@ -1,4 +1,6 @@
-"""Finds an image that is both trained on and scored."""
+"""Leakage between training and validation: finds an image that is both trained on and scored."""
+
+from __future__ import annotations
 
 import filecmp
 from collections import defaultdict
@@ -11,9 +13,9 @@ _PROBE = 4096  # bytes from the middle of a file: enough to tell images of one s
 
 
 def shared_image(train_set: Any, eval_set: Any, most: int = 20) -> tuple[str, str] | None:
-    """Names, in the training and in the validation set, of one image that both hold; None if none is found.
+    """Return the names, in the training and in the validation set, of one image that both hold, or None.
 
-    Found are images of one name with the same pixels (up to ``most`` of them are opened), and image files with the
+    Found are images of one name with the same pixels (up to `most` of them are opened), and image files with the
     same content under any names. A copy that was resized or saved anew is not found.
     """
     if train_set is eval_set:
@@ -42,7 +44,7 @@ def _shared_file(train: dict[str, Path], scored: dict[str, Path]) -> tuple[str, 
 
 
 def _files(dataset: Any) -> dict[str, Path]:
-    """The image file of each sample, for sets whose samples are named by their file below ``root``."""
+    """Return the image file of each sample, for sets whose samples are named by their file below `root`."""
     root = getattr(dataset, "root", None)
     if root is None:
         return {}

@@ -1,12 +1,16 @@
-"""What a finished run shows: figures, and the scores in the adapter's model card."""
+"""What a finished run leaves: the adapter, its scores in tables and in its model card, and figures."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from samparser._files import write_text
 from samparser.drawing.panels import Panel, best_median_worst, draw_panels
 from samparser.drawing.plots import score_curves, spectra
 from samparser.methods.card import add_scores
@@ -14,30 +18,70 @@ from samparser.prediction.predictor import predict
 from samparser.scoring.table import ScoreTable
 from samparser.tuner import coefficient_parameters, coefficients
 
-from .before import verdict
 from .eval_settings import EvalSettings
 from .evaluation import prompts_for
 from .run_folder import RunFolder
+from .score_before import scores_before, verdict
+from .trainer import SamTrainer
 
 if TYPE_CHECKING:
     from samparser.data import Sample
+
+
+def write_results(
+    trainer: SamTrainer,
+    folder: RunFolder,
+    scores: ScoreTable | None,
+    save: Callable[[nn.Module, Path], None],
+    metrics: Mapping[str, float],
+    *,
+    figures: bool,
+) -> None:
+    """Write adapter, scores, card and figures of a run, and at last `finished.json`.
+
+    Args:
+        trainer: The trainer at its end, whose model has the weights to keep.
+        folder: The run.
+        scores: The final scores; None without validation images.
+        save: Writes the trained model to a folder.
+        metrics: Run times, for `finished.json`.
+        figures: Whether to draw.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    save(model, folder.adapter)
+    if scores is not None:
+        scores.to_csv(folder.path / "scores.csv")
+        scores.to_json(folder.path / "scores.json")
+        card = folder.adapter / "README.md"
+        if card.is_file():
+            add_scores_to_card(
+                card,
+                scores,
+                trainer.eval_dataset,
+                train_set=trainer.train_dataset.dataset,
+                before=scores_before(folder),
+                chosen_by=trainer.args.metric_for_best_model if trainer.args.load_best_model_at_end else None,
+            )
+    if figures:
+        draw_figures(folder, model, trainer.processor, trainer.eval_dataset, scores, trainer.eval_settings)
+    write_text(folder.finished, json.dumps({"steps": trainer.state.global_step, **metrics}, indent=2))
 
 
 def draw_figures(
     folder: RunFolder,
     model: nn.Module,
     processor: Any,
-    dataset: "Sequence[Sample] | None" = None,
+    dataset: Sequence[Sample] | None = None,
     scores: ScoreTable | None = None,
     eval_settings: EvalSettings | None = None,
 ) -> list[Path]:
-    """Draws the curves of the run, the coefficients before and after, and its best, median and worst image.
+    """Draw the curves of the run, the coefficients before and after, and its best, median and worst image.
 
     Args:
-        folder: The run; the PNGs go to its ``figures``.
+        folder: The run; the PNGs go to its `figures`.
         model: The tuned model. Of a PEFT model the base's masks are drawn beside the tuned ones.
         processor: The model's SamProcessor.
-        dataset: The samples that ``scores`` are of; with both, panels are drawn.
+        dataset: The samples that `scores` are of; with both, panels are drawn.
         scores: The final scores.
         eval_settings: How they were prompted.
 
@@ -61,7 +105,7 @@ def draw_figures(
 
 
 def _panels(
-    model: nn.Module, processor: Any, dataset: "Sequence[Sample]", scores: ScoreTable, eval_settings: EvalSettings
+    model: nn.Module, processor: Any, dataset: Sequence[Sample], scores: ScoreTable, eval_settings: EvalSettings
 ) -> list[Panel]:
     wanted = best_median_worst(scores)
     names = list(getattr(dataset, "names", None) or [dataset[i].name for i in range(len(dataset))])
@@ -90,7 +134,7 @@ def add_scores_to_card(
     before: ScoreTable | None = None,
     chosen_by: str | None = None,
 ) -> None:
-    """Writes data, scores and their definitions into a model card, between marks of its own; other text stays.
+    """Write data, scores and their definitions into a model card, between marks of its own; other text stays.
 
     Args:
         card: The README.md of an adapter's folder.
@@ -125,7 +169,7 @@ def add_scores_to_card(
 
 
 def _source(dataset: Any) -> str:
-    """A data set in words: how many images, of which folder, layout, split and classes."""
+    """Return a data set in words: how many images, of which folder, layout, split and classes."""
     root = getattr(dataset, "root", None)
     words = [f"{len(dataset):,} image{'s' * (len(dataset) != 1)}"]
     if root is not None:

@@ -1,4 +1,6 @@
-"""SAM's training step on :class:`transformers.Trainer`: prompts in, masks out, the loss of the paper."""
+"""SAM's training step on `transformers.Trainer`: prompts in, masks out, the loss of the paper."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
@@ -21,24 +23,24 @@ _PROMPTS = ("input_boxes", "input_points", "input_labels")
 
 
 def mask_logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """One mask per prompt, as logits of shape (B, N, h, w) at the decoder's resolution.
+    """Return one mask per prompt, as logits of shape (B, N, h, w) at the decoder's resolution.
 
     Args:
         model: A SamModel or a wrapper with its forward signature.
-        batch: ``pixel_values`` (B, 3, S, S) and ``input_boxes`` (B, N, 4) or ``input_points`` (B, N, P, 2) with
-            ``input_labels`` (B, N, P), coordinates in the input frame.
+        batch: `pixel_values` (B, 3, S, S) and `input_boxes` (B, N, 4) or `input_points` (B, N, P, 2) with
+            `input_labels` (B, N, P), coordinates in the input frame.
     """
     prompts = {name: batch[name] for name in _PROMPTS if name in batch}
     return model(pixel_values=batch["pixel_values"], multimask_output=False, **prompts).pred_masks[:, :, 0]
 
 
 def batch_loss(logits: Tensor, batch: dict[str, Any], settings: TrainSettings) -> LossTerms:
-    """The loss of Eq. 5 on a batch: the mean over the instances of an image, then over the images.
+    """Return the loss of Eq. 5 on a batch: the mean over the instances of an image, then over the images.
 
     Args:
         logits: (B, N, h, w), any float type.
-        batch: ``masks`` (B, N, S, S), ``instance_valid`` (B, N) and ``pixel_valid`` (B, S, S).
-        settings: Resolved settings.
+        batch: `masks` (B, N, S, S), `instance_valid` (B, N) and `pixel_valid` (B, S, S).
+        settings: Weight of the focal loss and the resolution to compare at.
     """
     images = [_image_loss(logits[i], batch, i, settings) for i in range(len(logits))]
     return LossTerms(
@@ -47,7 +49,7 @@ def batch_loss(logits: Tensor, batch: dict[str, Any], settings: TrainSettings) -
 
 
 def _image_loss(logits: Tensor, batch: dict[str, Any], image: int, settings: TrainSettings) -> LossTerms:
-    """The mean over the instances of one image; rows that only pad the batch are left out before anything is scaled."""
+    """Average over the instances of one image; rows that pad the batch are left out before anything is scaled."""
     valid = batch["instance_valid"][image]
     logits = logits[valid][None]
     masks, pixel_valid = batch["masks"][image][valid][None], batch["pixel_valid"][image][None]
@@ -60,7 +62,7 @@ def _image_loss(logits: Tensor, batch: dict[str, Any], image: int, settings: Tra
 
 
 def parameter_groups(model: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
-    """The trained tensors for the optimizer: SVD coefficients with a learning rate of their own, and the rest."""
+    """Return the trained tensors for the optimizer: coefficients with a learning rate of their own, and the rest."""
     coefficients = {id(parameter) for _, parameter in coefficient_parameters(model) if parameter.requires_grad}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -74,13 +76,26 @@ def parameter_groups(model: nn.Module, settings: TrainSettings) -> list[dict[str
     return [group for group in groups if group["params"]]
 
 
+def fused_adam(groups: list[dict[str, Any]], settings: TrainSettings) -> torch.optim.Adam:
+    """Return Adam, as in the paper (not AdamW), with the moments and the L2 penalty of the settings."""
+    # fused: one pass over each tensor, a third of the time on a CPU
+    return torch.optim.Adam(
+        groups,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_epsilon,
+        weight_decay=settings.weight_decay or 0.0,
+        fused=True,
+    )
+
+
 class SamTrainer(Trainer):
-    """Trains whatever parameters of a SAM require a gradient, with box or point prompts and Eq. 5.
+    """Train whatever parameters of a SAM require a gradient, with box or point prompts and Eq. 5.
 
     It never asks which method made the parameters trainable. The mean runs over the instances of an image first and
     then over images, so two processes with one image each take the same step as one process with two.
     """
 
+    args: TrainSettings
     optimizer: Any
     control: Any
 
@@ -88,7 +103,6 @@ class SamTrainer(Trainer):
         self,
         *args: Any,
         processor: Any,
-        settings: TrainSettings,
         eval_settings: EvalSettings | None = None,
         **kwargs: Any,
     ) -> None:
@@ -96,9 +110,9 @@ class SamTrainer(Trainer):
         # The loss is a mean over images; transformers must not scale it by a count of its own.
         self.model_accepts_loss_kwargs = False
         self.processor = processor
-        self.settings = settings
         self.eval_settings = eval_settings or EvalSettings()
         self.last_scores: ScoreTable | None = None
+        self.last_scored_step: int | None = None
         self._terms: dict[str, Tensor] = {}
         self._batches = 0
 
@@ -109,24 +123,28 @@ class SamTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The loss of one batch; its parts are averaged into the next log entry."""
+        """Return the loss of one batch; its parts are averaged into the next log entry."""
         logits = mask_logits(model, inputs)
-        terms = batch_loss(logits, inputs, self.settings)
+        terms = batch_loss(logits, inputs, self.args)
         for name in ("ce", "focal", "dice"):
             self._terms[name] = self._terms.get(name, 0) + getattr(terms, name).detach()
         self._batches += 1
         return (terms.total, {"logits": logits}) if return_outputs else terms.total
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Adam, as in the paper (not AdamW), with the learning rates of the settings."""
+        """Make the optimizer of the settings, with the learning rates of the settings."""
         if self.optimizer is None:
-            groups = parameter_groups(self.model, self.settings)
-            # fused: one pass over each tensor, a third of the time on a CPU
-            self.optimizer = torch.optim.Adam(groups, weight_decay=self.settings.weight_decay or 0.0, fused=True)
+            groups = parameter_groups(self.model, self.args)
+            if self.args.optim == "adam":
+                self.optimizer = fused_adam(groups, self.args)
+            else:
+                kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+                decay = {"weight_decay": self.args.weight_decay}
+                self.optimizer = kind([{**group, **decay} for group in groups], **options)
         return self.optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the rate of each group, and the parts of the loss, meant over the batches since the last entry."""
+        """Add the rate of each group, and the parts of the loss, meant over the batches since the last entry."""
         if "learning_rate" in logs and self.optimizer is not None:
             rates = {group.get("name"): float(group["lr"]) for group in self.optimizer.param_groups}
             if "coefficients" in rates:
@@ -138,20 +156,27 @@ class SamTrainer(Trainer):
             self._terms, self._batches = {}, 0
         super().log(logs, start_time)
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Scores the validation samples at original size; every process takes its share, all get the same table."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        table = evaluate(
+    def score(self, dataset: Any, limit: int | None = None) -> ScoreTable:
+        """Return the scores of the model as it is on the first so many samples, or on all, without a log entry."""
+        return evaluate(
             self.accelerator.unwrap_model(self.model),
             self.processor,
             dataset,
             self.eval_settings,
-            limit=self.settings.eval_limit,
+            limit=limit,
             progress=not self.args.disable_tqdm,
         )
-        self.last_scores = table
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Score the validation samples at original size; every process takes its share, all get the same table.
+
+        Under the prefix "final" all of them are scored, whatever `eval_limit` says.
+        """
+        limit = None if metric_key_prefix == "final" else self.args.eval_limit
+        table = self.score(self.eval_dataset if eval_dataset is None else eval_dataset, limit)
+        self.last_scores, self.last_scored_step = table, self.state.global_step
         metrics = {f"{metric_key_prefix}_miou": table.miou, f"{metric_key_prefix}_f1": table.f1}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -159,5 +184,5 @@ class SamTrainer(Trainer):
 
 
 def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Name and tensor of everything that requires a gradient."""
+    """Yield name and tensor of everything that requires a gradient."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)

@@ -46,8 +46,8 @@ def adapter(tiny_sam_folder, toy_coco, tmp_path_factory) -> Path:
 
 
 def training(model: Path, data: Path, output: Path) -> list[str]:
-    places = ["--model", str(model), "--data", str(data), "--output", str(output)]
-    return ["train", *places, "--max_steps", "1", "--report_to", "none", "--eval_every", "never"]
+    places = ["--model", str(model), "--data", str(data), "--output_dir", str(output)]
+    return ["train", *places, "--max_steps", "1", "--report_to", "none", "--eval_strategy", "no"]
 
 
 def edit_annotations(data: Path, change, split: str = "train") -> None:
@@ -189,12 +189,12 @@ def test_a_pool_too_small_for_its_ratio_says_so(failing, tiny_sam_folder, tmp_pa
     ("options", "said"),
     [
         (["--method_options", "[1]"], '--method_options must be a JSON object such as {"rank": 64}; got [1]'),
-        (["--lr_scheduler", "wavy"], "lr_scheduler is 'wavy'; known are linear, cosine"),
+        (["--lr_scheduler_type", "wavy"], "lr_scheduler_type is 'wavy'; known are linear, cosine"),
         (["--report_to", "wandb"], "pip install wandb"),
         (["--classes", "cel"], "There is no class 'cel'. Did you mean 'cell'? Classes: cell, blob."),
         (["--learning_rat", "-0.1"], "learning_rate is -0.1; it must be greater than 0"),
         (["--eval-split", "train"], "train/train-000.png is in both the training and the validation set"),
-        (["--jiter_max", "3"], "There is no option --jiter_max: did you mean --jitter_max?"),
+        (["--jiter_max", "3"], "There is no option --jiter_max. Did you mean '--jitter_max'?"),
         (["--min_area", "many"], "invalid int value: 'many'"),
     ],
 )

@@ -35,7 +35,7 @@ def content(tiny_sam_folder) -> dict:
                 ],
             },
         ],
-        "training": {"epochs": 1, "log_every": 1, "device": "cpu"},
+        "training": {"num_train_epochs": 1, "logging_steps": 1, "use_cpu": True},
         "prompts": {"jitter_max": 2},
         "seeds": [0, 1],
         "search": {"trials": [{"learning_rate": 1e-4}, {"learning_rate": 1e-3}], "held_out": 0.5},

@@ -31,7 +31,7 @@ def test_the_code_of_the_page_runs_as_it_stands(blocks, tiny_sam_folder, tmp_pat
     content = json.loads(experiment.read_text("utf-8"))
     # A tiny model and two steps in place of ViT-B and an epoch; nothing else is changed.
     content |= {"model": str(tiny_sam_folder)}
-    content["training"] |= {"max_steps": 2, "device": "cpu"}
+    content["training"] |= {"max_steps": 2, "use_cpu": True}
     experiment.write_text(json.dumps(content), encoding="utf-8")
     runpy.run_path(str(tmp_path / "draw_discs.py"))
     out = tmp_path / "discs-compared"

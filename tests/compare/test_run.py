@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from samparser.compare import CellError, ExperimentError, compare, parse_experiment, workers
+from samparser.compare import CellError, ExperimentError, compare, parse_experiment, select, workers
 from samparser.scoring.table import ScoreTable
 
 CELLS = {
@@ -203,3 +203,14 @@ def test_costs_are_measured_once_and_stand_on_the_page(copied, experiment, data_
     monkeypatch.setattr(workers.Workers, "_alone", lambda self, row: pytest.fail("measured again"))
     again = compare(experiment, output=copied, data_root=data_root, say=lambda line: None)
     assert again.costs == report.costs
+
+
+def test_a_selection_keeps_the_reference_and_goes_on_counting_seeds(experiment):
+    chosen = select(experiment, data=["toy"], rows=["zero-shot"], seeds=3)
+    assert [row.name for row in chosen.methods] == ["zero-shot", "decoder"]
+    assert chosen.seeds == (0, 1, 2)
+    assert select(experiment, None, None, 1).seeds == (0,)
+    with pytest.raises(ExperimentError, match=r"no data set 'coco'.*toy"):
+        select(experiment, ["coco"], None, None)
+    with pytest.raises(ExperimentError, match="seeds is 0"):
+        select(experiment, None, None, 0)

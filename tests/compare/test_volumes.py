@@ -32,7 +32,7 @@ def test_the_ct_column_is_scored_and_paired_by_scan(tmp_path, tiny_sam_folder):
     for seed, case in enumerate(CASES):
         write_scan(tmp_path / "data", case, seed)
     content = json.loads(TABLE_3.read_text("utf-8"))
-    content |= {"model": str(tiny_sam_folder), "training": {"epochs": 1, "device": "cpu"}}
+    content |= {"model": str(tiny_sam_folder), "training": {"num_train_epochs": 1, "use_cpu": True}}
     content["prompts"] = {"jitter_max": 2}  # the organs here are 12 to 16 pixels wide
     content["data"][0]["options"]["val_ratio"] = 0.6  # so that 9 of 15 slices, drawn one by one, hold all three scans
     experiment = select(parse_experiment(content), data=["ao"], rows=["zero-shot", "decoder", "samparser"], seeds=2)
@@ -41,7 +41,7 @@ def test_the_ct_column_is_scored_and_paired_by_scan(tmp_path, tiny_sam_folder):
     report = compare(experiment, output=output, data_root=tmp_path / "data", cost=False, say=lambda line: None)
 
     (column,) = report.columns
-    assert column.score("samparser", "dsc").count == 2
+    assert len(column.runs["samparser"]) == 2
     cells = sorted(path.stem for path in (output / "results").iterdir())
     assert cells == sorted(
         ["ao--zero-shot--once", *(f"ao--{m}--seed{s}" for m in ("decoder", "samparser") for s in (0, 1))]

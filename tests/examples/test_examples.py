@@ -56,7 +56,7 @@ def test_the_fine_tuning_recipe_writes_a_run(tmp_path, monkeypatch, toy_coco, ti
     run_example(
         "finetune.py",
         monkeypatch,
-        *("--model", tiny_sam_folder, "--data", toy_coco, "--output", tmp_path / "run", "--max_steps", 2),
+        *("--model", tiny_sam_folder, "--data", toy_coco, "--output_dir", tmp_path / "run", "--max_steps", 2),
         *("--report_to", "none", "--jitter_max", 2),
     )
     assert (tmp_path / "run/scores.json").is_file()

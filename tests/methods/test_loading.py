@@ -1,16 +1,20 @@
+import json
 import shutil
 
 import huggingface_hub.constants
 import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import SamModel, SamProcessor
 
 from samparser.cli import main
-from samparser.methods import build, load_model, loading, merged, save_trained
+from samparser.methods import build, describe, load_model, load_trained, loading, merged, save_trained
+from samparser.methods.registry import applied_method
 from tests.conftest import make_tiny_sam
 
-from .conftest import masks, train_a_little
+from .conftest import TRAINING, masks, train_a_little, tuned_tiny_sam
 
 
 @pytest.fixture
@@ -177,3 +181,81 @@ def test_a_name_that_the_hub_does_not_know_is_explained(monkeypatch, capsys, toy
 def test_offline_the_way_out_is_named(hub):
     with pytest.raises(OSError, match=r"no local folder, and could not be fetched .* HF_HUB_OFFLINE=1"):
         load_model("someone/not-downloaded")
+
+
+def test_an_adapter_that_peft_saved_is_loaded_without_a_method(tmp_path, tiny_inputs):
+    torch.manual_seed(0)
+    model = get_peft_model(make_tiny_sam(), LoraConfig(target_modules=["proj"], r=2))
+    train_a_little(model, tiny_inputs)
+    model.save_pretrained(tmp_path / "out")
+    loaded = load_trained(make_tiny_sam(), tmp_path / "out")
+    assert torch.equal(masks(loaded, tiny_inputs), masks(model, tiny_inputs))
+    assert applied_method(loaded) is None
+    assert describe(model).method is None
+    assert describe(model).trained == {"transformer layers": 2 * (2 * 24 + 2 * 24)}
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_model_loaded_to_train_further_trains_what_it_trained(name, tmp_path, tiny_inputs):
+    model = tuned_tiny_sam(name)
+    save_trained(model, tmp_path / "out")
+    loaded = load_trained(make_tiny_sam(), tmp_path / "out", trainable=True)
+    names = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {key for key, parameter in loaded.named_parameters() if parameter.requires_grad} == names
+    train_a_little(loaded, tiny_inputs)
+    assert not torch.equal(masks(loaded, tiny_inputs), masks(model, tiny_inputs))
+
+
+def test_options_are_saved_and_used_when_loading(tmp_path, tiny_inputs):
+    save_trained(tuned_tiny_sam("lora", rank=3, decoder=False), tmp_path / "out")
+    loaded = load_trained(make_tiny_sam(), tmp_path / "out")
+    assert loaded.vision_encoder.layers[0].attn.qkv.query_a.shape == (3, 24)
+    assert set(describe(loaded).trained) == {"transformer layers"}
+
+
+@pytest.mark.parametrize("name", ["samparser", "lora-qkv"])
+def test_a_peft_adapter_without_the_decoder_it_promises_is_refused(name, tmp_path):
+    save_trained(build(name, make_tiny_sam()), tmp_path / "out")
+    path = tmp_path / "out" / "adapter_model.safetensors"
+    save_file({key: tensor for key, tensor in load_file(path).items() if "mask_decoder" not in key}, path)
+    with pytest.raises(ValueError, match=r"lacks the weights of 'mask_decoder', which adapter_config\.json says"):
+        load_trained(make_tiny_sam(), tmp_path / "out")
+
+
+@pytest.mark.parametrize(("name", "file"), [("lora-qkv", "adapter_model.safetensors"), ("lora", "trained.safetensors")])
+def test_a_file_that_lacks_a_tensor_is_refused_by_the_tensor(name, file, tmp_path):
+    save_trained(build(name, make_tiny_sam()), tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / file)
+    lost = next(key for key in sorted(tensors) if "qkv" in key)
+    del tensors[lost]
+    tensors["stray"] = torch.zeros(1)
+    save_file(tensors, tmp_path / "out" / file)
+    with pytest.raises(ValueError, match=rf"1 tensors missing \(first {lost}.* and 1 tensors too many"):
+        load_trained(make_tiny_sam(), tmp_path / "out")
+
+
+def test_a_tensor_of_another_shape_is_refused_by_both_shapes(tmp_path):
+    save_trained(build("lora", make_tiny_sam(), rank=4), tmp_path / "out")
+    card = json.loads((tmp_path / "out" / "method.json").read_text())
+    card["options"]["rank"] = 3
+    (tmp_path / "out" / "method.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=r"query_a has shape \(4, 24\) in .* and \(3, 24\) in this model"):
+        load_trained(make_tiny_sam(), tmp_path / "out")
+
+
+def test_loading_onto_a_tuned_model_is_refused(tmp_path):
+    model = build("decoder", make_tiny_sam())
+    save_trained(model, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"already carries method 'decoder'; loading .* needs a base model"):
+        load_trained(model, tmp_path / "out")
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+@pytest.mark.parametrize(("name", "file"), [("samparser", "adapter_model"), ("decoder", "trained")])
+def test_a_file_that_was_cut_off_is_named(name, file, share, tmp_path):
+    save_trained(build(name, make_tiny_sam()), tmp_path / "out")
+    path = tmp_path / "out" / f"{file}.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=rf"{file}\.safetensors \([\d,]+ bytes\) is damaged or cut off"):
+        load_trained(make_tiny_sam(), tmp_path / "out")

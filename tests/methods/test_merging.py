@@ -3,7 +3,7 @@ import torch
 from transformers import SamModel
 
 from samparser.methods import METHODS, build, merged
-from samparser.methods.registry import recipe_of
+from samparser.methods.registry import applied_method
 from tests.conftest import make_tiny_sam
 
 from .conftest import ALL, masks, tuned_tiny_sam
@@ -28,7 +28,7 @@ def test_a_merged_model_is_a_plain_sam_with_the_same_masks(name, tiny_inputs):
     assert [type(m) for m in plain.modules()] == [type(m) for m in reference.modules()]
     torch.testing.assert_close(masks(plain, tiny_inputs), before, rtol=1e-4, atol=1e-4 * before.abs().max().item())
     assert torch.equal(masks(model, tiny_inputs), before), "the tuned model has changed"
-    assert recipe_of(plain) is None
+    assert applied_method(plain) is None
 
 
 @pytest.mark.parametrize("name", MERGEABLE)

@@ -4,7 +4,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from samparser.methods import METHODS, build, describe, load_trained, merged, method, save_trained
-from samparser.methods.registry import recipe_of
+from samparser.methods.registry import applied_method
 from tests.conftest import make_tiny_sam
 
 from .conftest import masks, train_a_little
@@ -69,7 +69,7 @@ def test_options_need_defaults_and_names():
 
 
 def test_an_unknown_method_is_refused_with_the_list_of_known_ones(tiny_sam):
-    with pytest.raises(ValueError, match=r"no method 'loraa'\. The methods are: .*lora.*samparser"):
+    with pytest.raises(ValueError, match=r"no method 'loraa'\. Did you mean 'lora'\? .* are: .*lora.*samparser"):
         build("loraa", tiny_sam)
 
 
@@ -92,7 +92,7 @@ def test_a_build_that_fails_leaves_what_trained_as_it_was(tiny_sam):
     with pytest.raises(ValueError, match="rank of LoRA is -1"):
         build("lora", tiny_sam, rank=-1)
     assert {name: parameter.requires_grad for name, parameter in tiny_sam.named_parameters()} == before
-    assert recipe_of(tiny_sam) is None
+    assert applied_method(tiny_sam) is None
 
 
 def test_a_second_method_on_the_same_model_is_refused(tiny_sam):
@@ -120,7 +120,7 @@ def test_a_model_with_another_attention_is_refused_by_what_it_has(tiny_sam):
         build("lora", tiny_sam)
 
 
-def test_the_recipe_holds_all_options_with_their_defaults(tiny_sam):
-    recipe = recipe_of(build("lora", tiny_sam, rank=2))
-    assert recipe is not None
-    assert (recipe.method, recipe.options) == ("lora", {"rank": 2, "alpha": None, "decoder": True})
+def test_the_model_keeps_all_options_with_their_defaults(tiny_sam):
+    applied = applied_method(build("lora", tiny_sam, rank=2))
+    assert applied is not None
+    assert (applied.name, applied.options) == ("lora", {"rank": 2, "alpha": None, "decoder": True})

@@ -30,11 +30,12 @@ def run_tiny(toy_sets, tiny_processor, tmp_path):
         )
         settings = TrainSettings(
             **{
+                "output_dir": str(tmp_path / output),
                 "learning_rate": 1e-3,
                 "coefficient_lr": 1e-2,
-                "epochs": 1,
+                "num_train_epochs": 1,
                 "report_to": "none",
-                "log_every": 1,
+                "logging_steps": 1,
                 **settings,
             }
         )
@@ -45,7 +46,6 @@ def run_tiny(toy_sets, tiny_processor, tmp_path):
             train_set,
             eval_set if with_eval else None,
             settings,
-            output=tmp_path / output,
             prompts=PROMPTS,
             resume=resume,
             overwrite=overwrite,

@@ -17,9 +17,9 @@ def rows(result) -> list[dict]:
 
 @pytest.mark.parametrize("projected", [False, True], ids=["tokens", "projection"])
 def test_a_run_from_float32_features_ends_where_one_from_images_does(projected, run_tiny, tmp_path):
-    uncached, _ = run_tiny("uncached", with_eval=True, epochs=2)
+    uncached, _ = run_tiny("uncached", with_eval=True, num_train_epochs=2)
     cache = {"cache": str(tmp_path / "features"), "cache_dtype": "fp32", "cache_projected": projected}
-    cached, model = run_tiny("cached", with_eval=True, epochs=2, **cache)
+    cached, model = run_tiny("cached", with_eval=True, num_train_epochs=2, **cache)
     # 6 images to train on and 6 to score.
     assert len(list((tmp_path / "features").glob("*/??/*.safetensors"))) == 12
     ours, theirs = rows(cached), rows(uncached)
@@ -49,8 +49,8 @@ def test_a_second_run_encodes_nothing(run_tiny, tmp_path, monkeypatch):
 
 def test_flips_are_trained_on_and_cached_as_further_entries(run_tiny, tmp_path):
     plain, _ = run_tiny("plain")
-    uncached, _ = run_tiny("uncached", flip=True, epochs=2)
-    cached, _ = run_tiny("cached", flip=True, epochs=2, cache=str(tmp_path / "features"), cache_dtype="fp32")
+    uncached, _ = run_tiny("uncached", flip=True, num_train_epochs=2)
+    cached, _ = run_tiny("cached", flip=True, num_train_epochs=2, cache=str(tmp_path / "features"), cache_dtype="fp32")
     assert len(list((tmp_path / "features").glob("*/??/*.safetensors"))) == 12
     losses = [[row["loss"] for row in rows(result) if "loss" in row] for result in (uncached, cached, plain)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
@@ -64,8 +64,8 @@ def test_a_plain_model_resumes_from_cached_embeddings(run_tiny, tmp_path):
         return model
 
     cache = {"cache": str(tmp_path / "features"), "cache_dtype": "fp32"}
-    _, whole = run_tiny("whole", model=decoder_only(), epochs=2, **cache)
-    _, uncached = run_tiny("uncached", model=decoder_only(), epochs=2)
+    _, whole = run_tiny("whole", model=decoder_only(), num_train_epochs=2, **cache)
+    _, uncached = run_tiny("uncached", model=decoder_only(), num_train_epochs=2)
     stopped = decoder_only()
     count = 0
 
@@ -77,9 +77,9 @@ def test_a_plain_model_resumes_from_cached_embeddings(run_tiny, tmp_path):
 
     stopped.mask_decoder.register_forward_pre_hook(stop)
     with pytest.raises(KeyboardInterrupt):
-        run_tiny("stopped", model=stopped, epochs=2, **cache)
+        run_tiny("stopped", model=stopped, num_train_epochs=2, **cache)
     assert len(stopped.vision_encoder.layers) == 2
-    _, resumed = run_tiny("stopped", model=decoder_only(), epochs=2, resume=True, **cache)
+    _, resumed = run_tiny("stopped", model=decoder_only(), num_train_epochs=2, resume=True, **cache)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name
         torch.testing.assert_close(uncached.state_dict()[name], tensor, rtol=0, atol=2e-4, msg=name)

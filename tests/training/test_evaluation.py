@@ -118,8 +118,7 @@ def test_a_run_trained_with_points_is_scored_with_points(tiny_processor, toy_set
         model,
         tiny_processor,
         *toy_sets,
-        TrainSettings(max_steps=1, report_to="none"),
-        output=tmp_path / "run",
+        TrainSettings(output_dir=str(tmp_path / "run"), max_steps=1, report_to="none"),
         prompts=PromptSettings(prompt="point", points=2),
     )
     scoring = EvalSettings(eval_prompt="point", eval_points=2)

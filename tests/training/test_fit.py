@@ -25,9 +25,13 @@ from ..conftest import make_tiny_sam, write_toy_coco
 from .conftest import adapter_tensors
 
 
+def settings_in(folder, **fields):
+    return TrainSettings(output_dir=str(folder / "run"), **fields)
+
+
 def test_training_changes_coefficients_and_decoder_and_nothing_else(run_tiny):
     before = make_tiny_sam().state_dict()
-    result, model = run_tiny(epochs=2)
+    result, model = run_tiny(num_train_epochs=2)
     assert result.steps == 12
     after = {name: tensor for name, tensor in model.get_base_model().state_dict().items() if "svd_" not in name}
     unchanged = {name for name in before if name in after and torch.equal(before[name], after[name])}
@@ -44,7 +48,7 @@ def test_training_changes_coefficients_and_decoder_and_nothing_else(run_tiny):
 
 
 def test_a_run_folder_holds_everything_that_the_docs_name(run_tiny):
-    result, _ = run_tiny(with_eval=True, epochs=1, report_to="tensorboard")
+    result, _ = run_tiny(with_eval=True, num_train_epochs=1, report_to="tensorboard")
     names = {path.name for path in result.folder.path.iterdir()}
     assert names == {
         "settings.json",
@@ -89,7 +93,7 @@ def test_a_run_folder_holds_everything_that_the_docs_name(run_tiny):
 
 
 def test_a_run_stopped_after_two_epochs_and_resumed_equals_an_uninterrupted_one(run_tiny, monkeypatch):
-    whole, _ = run_tiny("whole", epochs=4, log_every=5)
+    whole, _ = run_tiny("whole", num_train_epochs=4, logging_steps=5)
 
     class Power(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -104,9 +108,9 @@ def test_a_run_stopped_after_two_epochs_and_resumed_equals_an_uninterrupted_one(
 
     monkeypatch.setattr(SamTrainer, "__init__", with_power_cut)
     with pytest.raises(KeyboardInterrupt):
-        run_tiny("cut", epochs=4, log_every=5)
+        run_tiny("cut", num_train_epochs=4, logging_steps=5)
     monkeypatch.setattr(SamTrainer, "__init__", original)
-    resumed, _ = run_tiny("cut", epochs=4, log_every=5, resume=True)
+    resumed, _ = run_tiny("cut", num_train_epochs=4, logging_steps=5, resume=True)
 
     expected, got = adapter_tensors(whole), adapter_tensors(resumed)
     assert expected.keys() == got.keys()
@@ -116,9 +120,9 @@ def test_a_run_stopped_after_two_epochs_and_resumed_equals_an_uninterrupted_one(
 
 
 def test_a_run_resumed_within_an_epoch_equals_an_uninterrupted_one(run_tiny):
-    whole, _ = run_tiny("whole", max_steps=16, eval_every="4")
+    whole, _ = run_tiny("whole", max_steps=16, eval_strategy="steps", eval_steps=4)
     cut = RunFolder(whole.folder.path.parent / "cut")
-    run_tiny("cut", max_steps=16, eval_every="4")
+    run_tiny("cut", max_steps=16, eval_strategy="steps", eval_steps=4)
     # As if the power had gone just after step 9, with the checkpoint of step 8 (in the second epoch of 6) written.
     for step in (12, 16):
         shutil.rmtree(cut.checkpoints / f"checkpoint-{step}", ignore_errors=True)
@@ -126,28 +130,54 @@ def test_a_run_resumed_within_an_epoch_equals_an_uninterrupted_one(run_tiny):
     for name in ("finished.json", "adapter", "figures"):
         path = cut.path / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    run_tiny("early", max_steps=8, eval_every="4")
+    run_tiny("early", max_steps=8, eval_strategy="steps", eval_steps=4)
     early = RunFolder(whole.folder.path.parent / "early")
     shutil.copytree(early.checkpoints / "checkpoint-8", cut.checkpoints / "checkpoint-8")
-    resumed, _ = run_tiny("cut", max_steps=16, eval_every="4", resume=True)
+    resumed, _ = run_tiny("cut", max_steps=16, eval_strategy="steps", eval_steps=4, resume=True)
     expected, got = adapter_tensors(whole), adapter_tensors(resumed)
     assert all(torch.equal(expected[name], got[name]) for name in expected)
     assert list(whole.folder.rows()) == list(resumed.folder.rows())
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_steps": 8, "eval_strategy": "steps", "eval_steps": 4},
+        {"max_steps": 9, "eval_strategy": "steps", "eval_steps": 4},
+        {"max_steps": 8, "eval_strategy": "steps", "eval_steps": 4, "eval_limit": 2},
+        {"max_steps": 4, "eval_strategy": "no"},
+        {"num_train_epochs": 2},
+        {"num_train_epochs": 20, "early_stopping_patience": 1, "learning_rate": 1e-12, "coefficient_lr": 1e-12},
+    ],
+    ids=["steps", "last step unsaved", "limited", "never scored", "epochs", "stopped early"],
+)
+def test_a_run_killed_after_its_last_step_ends_as_an_uninterrupted_one(run_tiny, fields, monkeypatch):
+    whole, _ = run_tiny("whole", with_eval=True, **fields)
+    monkeypatch.setattr("samparser.training.fit.write_results", None)
+    with pytest.raises(TypeError):
+        run_tiny("cut", with_eval=True, **fields)
+    monkeypatch.undo()
+    resumed, _ = run_tiny("cut", with_eval=True, resume=True, **fields)
+    assert resumed.steps == whole.steps
+    assert resumed.scores == whole.scores
+    expected, got = adapter_tensors(whole), adapter_tensors(resumed)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert resumed.folder.rows() == whole.folder.rows()
+
+
 def test_resuming_with_other_settings_is_refused_and_named(run_tiny):
-    run_tiny(epochs=1)
+    run_tiny(num_train_epochs=1)
     with pytest.raises(RunFolderError, match=r"train.seed: 0 there, 7 now"):
-        run_tiny(epochs=1, seed=7, resume=True)
+        run_tiny(num_train_epochs=1, seed=7, resume=True)
 
 
 def test_the_score_before_tuning_is_that_of_the_base_model(run_tiny, tiny_processor, toy_sets):
-    result, _ = run_tiny(with_eval=True, max_steps=1, eval_every="never", eval_limit=2)
+    result, _ = run_tiny(with_eval=True, max_steps=1, eval_strategy="no", eval_limit=2)
     assert result.before == evaluate(make_tiny_sam(), tiny_processor, toy_sets[1], progress=False)
     assert result.before != result.scores
-    resumed, _ = run_tiny(with_eval=True, max_steps=1, eval_every="never", eval_limit=2, resume=True)
+    resumed, _ = run_tiny(with_eval=True, max_steps=1, eval_strategy="no", eval_limit=2, resume=True)
     assert resumed.before == result.before
-    without, _ = run_tiny("other", with_eval=True, max_steps=1, eval_every="never", score_before=False)
+    without, _ = run_tiny("other", with_eval=True, max_steps=1, eval_strategy="no", score_before=False)
     assert without.before is None
     assert not without.folder.scores_before.exists()
 
@@ -178,34 +208,100 @@ def test_the_log_has_both_learning_rates(run_tiny):
 
 
 def test_the_best_checkpoint_is_what_is_saved(run_tiny):
-    result, _ = run_tiny(with_eval=True, epochs=3, learning_rate=5e-2, coefficient_lr=5e-2)
+    result, _ = run_tiny(with_eval=True, num_train_epochs=3, learning_rate=5e-2, coefficient_lr=5e-2)
     rows = [row for row in result.folder.rows() if "eval_miou" in row]
     assert len(rows) == 3
     assert result.scores.miou == pytest.approx(max(row["eval_miou"] for row in rows))
 
 
 def test_training_stops_early_when_the_score_does_not_rise(run_tiny):
-    result, _ = run_tiny(with_eval=True, epochs=20, learning_rate=1e-12, coefficient_lr=1e-12, patience=2)
+    result, _ = run_tiny(
+        with_eval=True, num_train_epochs=20, learning_rate=1e-12, coefficient_lr=1e-12, early_stopping_patience=2
+    )
     assert result.steps == 18
+
+
+def test_a_resumed_run_goes_on_counting_evaluations_without_a_better_score(run_tiny, monkeypatch):
+    fields = {"num_train_epochs": 20, "early_stopping_patience": 2, "learning_rate": 1e-12, "coefficient_lr": 1e-12}
+    whole, _ = run_tiny("whole", with_eval=True, **fields)
+    original = SamTrainer.training_step
+
+    def power_cut(self, *args, **kwargs):
+        if self.state.global_step == 13:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(SamTrainer, "training_step", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny("cut", with_eval=True, **fields)
+    monkeypatch.setattr(SamTrainer, "training_step", original)
+    resumed, _ = run_tiny("cut", with_eval=True, resume=True, **fields)
+    assert resumed.steps == whole.steps == 18
+    assert resumed.folder.rows() == whole.folder.rows()
+
+
+def test_stopping_early_without_validation_images_is_refused(run_tiny):
+    with pytest.raises(ValueError, match="early_stopping_patience is 2, but there are no validation images"):
+        run_tiny(early_stopping_patience=2)
+
+
+def test_a_run_without_a_folder_is_refused(tiny_sam, tiny_processor, toy_sets):
+    with pytest.raises(ValueError, match="output_dir is not given; name the folder"):
+        train(tiny_sam, tiny_processor, toy_sets[0], None, TrainSettings())
+
+
+def test_the_last_weights_are_kept_and_scored_where_the_best_are_not_asked_for(run_tiny, tiny_processor, toy_sets):
+    rates = {"learning_rate": 5e-2, "coefficient_lr": 5e-2}
+    result, model = run_tiny(with_eval=True, num_train_epochs=3, load_best_model_at_end=False, **rates)
+    last = [row["eval_miou"] for row in result.folder.rows() if "eval_miou" in row][-1]
+    assert result.scores.miou == last == evaluate(model, tiny_processor, toy_sets[1], progress=False).miou
+
+
+def test_loggers_and_their_steps_may_differ_when_a_run_goes_on(run_tiny):
+    run_tiny(max_steps=2)
+    result, _ = run_tiny(max_steps=2, logging_steps=5, report_to="tensorboard", resume=True)
+    assert result.steps == 2
+
+
+def test_the_finished_adapter_is_uploaded_once_where_it_was_asked_for(run_tiny, monkeypatch):
+    calls = []
+
+    class Hub:
+        def __init__(self, token):
+            calls.append(token)
+
+        def create_repo(self, name, **options):
+            calls.append((name, options["private"]))
+            return SimpleNamespace(repo_id=name)
+
+        def upload_folder(self, *, repo_id, folder_path, **options):
+            calls.append((repo_id, sorted(path.name for path in folder_path.iterdir())))
+
+    monkeypatch.setattr("samparser.training.hub.HfApi", Hub)
+    fields = {"push_to_hub": True, "hub_model_id": "me/cells", "hub_token": "secret", "hub_private_repo": True}
+    result, _ = run_tiny(max_steps=2, **fields)
+    assert calls[:2] == ["secret", ("me/cells", True)]
+    assert calls[2:] == [("me/cells", sorted(path.name for path in result.folder.adapter.iterdir()))]
+    assert "secret" not in result.folder.settings.read_text()
 
 
 def test_a_frozen_model_is_refused(toy_sets, tiny_processor, tmp_path):
     model = make_tiny_sam().requires_grad_(False)
     with pytest.raises(ValueError, match="Nothing in this model requires a gradient"):
-        train(model, tiny_processor, toy_sets[0], output=tmp_path / "run")
+        train(model, tiny_processor, toy_sets[0], None, settings_in(tmp_path))
     assert not (tmp_path / "run").exists()
 
 
 def test_an_empty_set_is_refused(tiny_sam, tiny_processor, tmp_path):
     with pytest.raises(ValueError, match="training set is empty"):
-        train(tiny_sam, tiny_processor, [], output=tmp_path / "run")
+        train(tiny_sam, tiny_processor, [], None, settings_in(tmp_path))
 
 
 def test_an_image_in_both_sets_is_named(toy_sets, tiny_processor, tmp_path):
     model = make_tiny_sam()
     same = toy_sets[0].subset([4, 5])
     with pytest.raises(ValueError, match=r"train-004.png is in both the training and the validation set"):
-        train(model, tiny_processor, toy_sets[0], same, output=tmp_path / "run")
+        train(model, tiny_processor, toy_sets[0], same, settings_in(tmp_path))
 
 
 def test_one_file_under_two_names_in_both_sets_is_refused_unless_allowed(tiny_processor, tmp_path):
@@ -216,11 +312,11 @@ def test_one_file_under_two_names_in_both_sets_is_refused_unless_allowed(tiny_pr
         r"train/train-000\.png and val/val-001\.png are the same file, which is in both the training and the validation"
     )
     with pytest.raises(ValueError, match=said):
-        train(make_tiny_sam(), tiny_processor, *sets, output=tmp_path / "run")
+        train(make_tiny_sam(), tiny_processor, *sets, settings_in(tmp_path))
     assert not (tmp_path / "run").exists()
-    settings = TrainSettings(max_steps=1, report_to="none", allow_shared=True, score_before=False)
+    settings = settings_in(tmp_path, max_steps=1, report_to="none", allow_shared=True, score_before=False)
     with pytest.warns(UserWarning, match=said):
-        train(make_tiny_sam(), tiny_processor, *sets, settings, output=tmp_path / "run")
+        train(make_tiny_sam(), tiny_processor, *sets, settings)
 
 
 def test_files_of_one_size_with_other_content_are_no_twins(toy_sets, tmp_path):
@@ -256,9 +352,7 @@ def test_out_of_memory_names_the_settings_that_help(run_tiny, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(SamTrainer, "compute_loss", full)
-    with pytest.raises(
-        OutOfMemoryError, match=r"--max_instances.*--precision bf16.*--cache DIR.*--gradient_checkpointing"
-    ):
+    with pytest.raises(OutOfMemoryError, match=r"--max_instances.*--bf16.*--cache DIR.*--gradient_checkpointing"):
         run_tiny(max_steps=1)
 
 
@@ -276,22 +370,22 @@ def test_out_of_memory_while_scoring_or_predicting_names_the_settings_that_help(
 
 
 def test_accumulating_two_batches_equals_one_batch_of_two_images(run_tiny):
-    together, _ = run_tiny("together", batch_size=2, max_steps=3)
-    accumulated, _ = run_tiny("accumulated", batch_size=1, gradient_accumulation=2, max_steps=3)
+    together, _ = run_tiny("together", per_device_train_batch_size=2, max_steps=3)
+    accumulated, _ = run_tiny("accumulated", per_device_train_batch_size=1, gradient_accumulation_steps=2, max_steps=3)
     expected, got = adapter_tensors(together), adapter_tensors(accumulated)
     for name in expected:
         torch.testing.assert_close(got[name], expected[name], rtol=1e-4, atol=1e-5)
 
 
 def test_float16_is_refused_on_a_cpu_and_not_ignored(run_tiny, tmp_path):
-    with pytest.raises(ValueError, match="precision is fp16, which needs a GPU; on a CPU train in fp32 or bf16"):
-        run_tiny(max_steps=1, precision="fp16", device="cpu")
+    with pytest.raises(ValueError, match=r"fp16 needs a GPU; on a CPU train in fp32 .* or with bf16"):
+        run_tiny(max_steps=1, fp16=True, use_cpu=True)
     assert not (tmp_path / "run").exists()
 
 
 def test_bfloat16_autocast_trains_and_stays_close(run_tiny):
     exact, _ = run_tiny("fp32", max_steps=2)
-    half, _ = run_tiny("bf16", max_steps=2, precision="bf16")
+    half, _ = run_tiny("bf16", max_steps=2, bf16=True)
     first = [next(row["loss"] for row in result.folder.rows() if "loss" in row) for result in (exact, half)]
     assert first[1] == pytest.approx(first[0], rel=0.03)
     assert first[1] != first[0]

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.xdist_group("processes")
 
 def arguments(model: Path, data: Path, output: Path, *more: str) -> list[str]:
     return [
-        *("train", "--model", str(model), "--data", str(data), "--output", str(output), "--eval_split", "none"),
+        *("train", "--model", str(model), "--data", str(data), "--output_dir", str(output), "--eval_split", "none"),
         *("--learning_rate", "1e-3", "--coefficient_lr", "1e-2", "--jitter_max", "2", "--max_instances", "2"),
-        *("--report_to", "none", "--log_every", "1", *more),
+        *("--report_to", "none", "--logging_steps", "1", *more),
     ]
 
 
@@ -38,7 +38,7 @@ def adapter(output: Path) -> dict[str, torch.Tensor]:
 def test_a_run_killed_with_sigkill_and_resumed_ends_with_the_weights_of_an_uninterrupted_one(
     tiny_sam_folder, toy_coco, tmp_path
 ):
-    more = ("--epochs", "12", "--eval_every", "3")
+    more = ("--num_train_epochs", "12", "--eval_strategy", "steps", "--eval_steps", "3")
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     command = [sys.executable, "-m", "samparser.cli", *arguments(tiny_sam_folder, toy_coco, cut, *more)]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
@@ -64,7 +64,7 @@ def test_a_run_killed_with_sigkill_and_resumed_ends_with_the_weights_of_an_unint
 def test_two_processes_with_one_image_each_take_the_steps_of_one_process_with_two(tiny_sam_folder, toy_coco, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     # Adam divides by the gradient's size, which blows rounding up where a gradient is close to zero: small steps.
-    more = ("--epochs", "2", "--eval_split", "val", "--learning_rate", "1e-4", "--coefficient_lr", "1e-3")
+    more = ("--num_train_epochs", "2", "--eval_split", "val", "--learning_rate", "1e-4", "--coefficient_lr", "1e-3")
     config = Path(__file__).parents[2] / "examples" / "launch" / "two_cpu_processes.yaml"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "-m"]
     done = subprocess.run(
@@ -75,7 +75,7 @@ def test_two_processes_with_one_image_each_take_the_steps_of_one_process_with_tw
         timeout=240,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert main(arguments(tiny_sam_folder, toy_coco, one, *more, "--batch_size", "2")) == 0
+    assert main(arguments(tiny_sam_folder, toy_coco, one, *more, "--per_device_train_batch_size", "2")) == 0
     rows = [[row for row in RunFolder(folder).rows() if "loss" in row] for folder in (one, two)]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]] == [1, 2, 3, 4, 5, 6]
     for single, double in zip(*rows, strict=True):
@@ -113,3 +113,20 @@ def test_two_processes_score_to_the_bit_as_one_and_print_once(tiny_sam_folder, t
     assert main(command(tmp_path / "one")) == 0
     for name in ("scores.csv", "scores.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_compiled_model_trains_and_is_scored_as_a_plain_one(tiny_sam_folder, toy_coco, tmp_path):
+    # In a process of its own: the shapes that the tests check cannot be compiled.
+    plain, compiled = tmp_path / "plain", tmp_path / "compiled"
+    more = ("--max_steps", "2", "--eval_split", "val")
+    words = arguments(tiny_sam_folder, toy_coco, compiled, *more, "--torch_compile", "--torch_compile_backend", "eager")
+    command = [sys.executable, "-m", "samparser.cli", *words]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert main(arguments(tiny_sam_folder, toy_coco, plain, *more)) == 0
+    expected, got = adapter(plain), adapter(compiled)
+    assert expected.keys() == got.keys()
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-3, atol=1e-4)
+    scores = [json.loads((folder / "scores.json").read_text()) for folder in (plain, compiled)]
+    assert scores[0].keys() == scores[1].keys()

@@ -5,7 +5,7 @@ from peft import get_peft_model
 from samparser import SVDCoefficientConfig
 from samparser.prompts import PromptedDataset, PromptSettings, collate
 from samparser.scoring import segmentation_loss
-from samparser.training import TrainSettings
+from samparser.training import SamTrainer, TrainSettings
 from samparser.training.trainer import batch_loss, mask_logits, parameter_groups
 
 
@@ -18,7 +18,7 @@ def batch(toy_sets, tiny_processor):
     return collate([one, two])
 
 
-SETTINGS = TrainSettings().resolved()
+SETTINGS = TrainSettings()
 
 
 def test_the_loss_is_a_mean_over_the_instances_of_an_image_then_over_images(tiny_sam, batch):
@@ -50,7 +50,7 @@ def test_rows_that_pad_the_batch_do_not_count_whatever_they_hold(tiny_sam, batch
 
 def test_the_loss_at_the_decoders_resolution_sees_smaller_masks(tiny_sam, batch):
     logits = mask_logits(tiny_sam, batch).detach()
-    coarse = batch_loss(logits, batch, TrainSettings(loss_resolution="logits").resolved()).total
+    coarse = batch_loss(logits, batch, TrainSettings(loss_resolution="logits")).total
     fine = batch_loss(logits, batch, SETTINGS).total
     assert coarse.isfinite()
     assert coarse != fine
@@ -59,7 +59,7 @@ def test_the_loss_at_the_decoders_resolution_sees_smaller_masks(tiny_sam, batch)
 
 def test_coefficients_have_a_learning_rate_of_their_own(tiny_sam):
     model = get_peft_model(tiny_sam, SVDCoefficientConfig(target_modules=["neck"], modules_to_save=["mask_decoder"]))
-    settings = TrainSettings(learning_rate=1e-4, coefficient_lr=1e-2).resolved()
+    settings = TrainSettings(learning_rate=1e-4, coefficient_lr=1e-2)
     coefficients, rest = parameter_groups(model, settings)
     assert (coefficients["lr"], rest["lr"]) == (1e-2, 1e-4)
     assert [p.shape for p in coefficients["params"]] == [(24,), (32,)]
@@ -70,3 +70,24 @@ def test_coefficients_have_a_learning_rate_of_their_own(tiny_sam):
 def test_a_model_without_coefficients_has_one_group(tiny_sam):
     (group,) = parameter_groups(tiny_sam, SETTINGS)
     assert len(group["params"]) == len(list(tiny_sam.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "expected"),
+    [
+        ({"adam_beta2": 0.9}, torch.optim.Adam, {"betas": (0.9, 0.9), "weight_decay": 5e-5, "fused": True}),
+        ({"optim": "adamw_torch"}, torch.optim.AdamW, {"betas": (0.9, 0.999), "weight_decay": 5e-5}),
+        ({"optim": "sgd", "weight_decay": 0.5}, torch.optim.SGD, {"weight_decay": 0.5}),
+    ],
+    ids=["adam", "adamw", "sgd"],
+)
+def test_the_optimizer_is_the_one_that_was_asked_for(fields, kind, expected, tiny_sam, tiny_processor, tmp_path):
+    model = get_peft_model(tiny_sam, SVDCoefficientConfig(target_modules=["neck"], modules_to_save=["mask_decoder"]))
+    settings = TrainSettings(
+        str(tmp_path), learning_rate=1e-4, coefficient_lr=1e-2, eval_strategy="no", report_to="none", **fields
+    )
+    optimizer = SamTrainer(model=model, args=settings, processor=tiny_processor).create_optimizer()
+    assert type(optimizer) is kind
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-2, 1e-4]
+    for group in optimizer.param_groups:
+        assert {name: group[name] for name in expected} == expected

@@ -130,9 +130,14 @@ def test_the_papers_recipes_splits_and_prompts_are_those_of_its_section_5():
     assert {(source.train_split, source.test_split) for source in table3.data} == {("train", "val")}
     medical = table3.train_settings(table3.source("ao"), table3.row("samparser"))
     assert (medical.learning_rate, medical.coefficient_lr, medical.weight_decay) == (1e-6, 1e-6, 5e-4)
-    assert (medical.epochs, medical.lambda_focal, medical.batch_size) == (25, 0, 1)
+    assert (medical.num_train_epochs, medical.lambda_focal, medical.per_device_train_batch_size) == (25, 0, 1)
     others = table3.train_settings(table3.source("whu"), table3.row("lora"))
-    assert (others.learning_rate, others.weight_decay, others.epochs, others.batch_size) == (1.5e-4, 5e-5, 10, 1)
+    assert (others.learning_rate, others.weight_decay, others.num_train_epochs, others.per_device_train_batch_size) == (
+        1.5e-4,
+        5e-5,
+        10,
+        1,
+    )
     prompts = table3.prompt_settings(table3.source("coco"), table3.row("lora"))
     assert (prompts.prompt, prompts.jitter_min, prompts.jitter_max) == ("box", 0, 20)
 

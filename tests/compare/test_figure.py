@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from samparser.compare import ExperimentError, compare, figure, parse_experiment, select
-from samparser.compare.panels import Panels
+from samparser.compare.experiment import Panels
 
 
 def quiet(line):

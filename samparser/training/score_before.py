@@ -1,15 +1,15 @@
 """Scores of the model before its first step, so that every run says whether tuning helped."""
 
+from __future__ import annotations
+
 import math
 import textwrap
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from samparser.scoring.table import ScoreTable
 
-from .evaluation import evaluate
 from .run_folder import RunFolder
 
 ADVICE = (
@@ -20,7 +20,7 @@ ADVICE = (
 
 
 class ScoreBefore(TrainerCallback):
-    """Scores all validation images when a run begins at its first step, and keeps the table in the run folder.
+    """Score all validation images when a run begins at its first step, and keep the table in the run folder.
 
     Attributes:
         trainer: The trainer that the callback belongs to; set once it exists.
@@ -31,30 +31,24 @@ class ScoreBefore(TrainerCallback):
         self.trainer: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Scores and logs; a resumed run that is past its first step has the table already."""
+        """Score and log; a resumed run that is past its first step has the table already."""
         if state.global_step > 0:
             return
         trainer = self.trainer
-        table = evaluate(
-            trainer.accelerator.unwrap_model(trainer.model),
-            trainer.processor,
-            trainer.eval_dataset,
-            trainer.eval_settings,
-            progress=not args.disable_tqdm,
-        )
+        table = trainer.score(trainer.eval_dataset)
         if state.is_world_process_zero:
             table.to_csv(self.folder.scores_before)
         trainer.log({"before_miou": table.miou, "before_f1": table.f1})
 
 
 def scores_before(folder: RunFolder) -> ScoreTable | None:
-    """The table of the model before its first step, or None where a run did not make one."""
-    path: Path = folder.scores_before
+    """Return the table of the model before its first step, or None where a run did not make one."""
+    path = folder.scores_before
     return ScoreTable.from_csv(path) if path.is_file() else None
 
 
 def verdict(before: ScoreTable, after: ScoreTable) -> str:
-    """Both scores and their difference in two lines; if tuning made the masks worse, what to look at."""
+    """Return both scores and their difference as text; if tuning made the masks worse, what to look at."""
     lines = [f"{'':<22}{'mIoU %':>8}{'F1 %':>8}"]
     for title, table in (("before tuning", before), ("after tuning", after)):
         lines.append(f"{title:<22}{100 * table.miou:>8.2f}{100 * table.f1:>8.2f}")

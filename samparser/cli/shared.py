@@ -1,0 +1,73 @@
+"""What several verbs do alike: texts of options, the folder for results, the device, speaking once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from samparser._words import count
+
+MODEL = "A SAM checkpoint (base or merged) or an adapter: a local folder, or a name on the Hugging Face hub."
+BASE = "Base model of the adapter: a folder or a name on the hub. Not given: the one that the adapter names."
+DEVICE = "auto: a GPU where there is one; cpu: never a GPU."
+
+# Up to so many images are read once before a run, so that one bad file is left out rather than stops the run later.
+_SCANNED_UP_TO = 2000
+_NAMED = 5
+
+
+def first_process() -> bool:
+    """Whether this is the first of the processes that `accelerate launch` starts."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def say(text: object) -> None:
+    """Print in the first process only."""
+    if first_process():
+        print(text, flush=True)
+
+
+def open_split(data: Any, split: str) -> Any:
+    """Open a split, without the images of a small set that do not open, and print counts and what is left out.
+
+    Args:
+        data: `DataSettings`.
+        split: The split's name.
+    """
+    from samparser.data import open_dataset  # needs the extra packages, which push and merge do without
+
+    dataset = open_dataset(data, split)
+    if not data.scan and len(dataset) <= _SCANNED_UP_TO:
+        dataset = open_dataset(replace(data, scan=True), split)
+    images, entries = count(len(dataset), "image"), count(len(dataset.skipped), "entry", "entries")
+    say(f"{split}: {images} of layout {dataset.layout}, {entries} skipped")
+    for skip in dataset.skipped[:_NAMED]:
+        say(f"  skipped {skip.where}: {skip.why}")
+    if len(dataset.skipped) > _NAMED:
+        say("  ... `samparser data check` counts all reasons")
+    return dataset
+
+
+def on_device(model: Any, device: str) -> Any:
+    """Return the model on this process's GPU, where there is one and `device` allows it."""
+    if device == "cpu" or not torch.accelerator.is_available():
+        return model
+    from accelerate import PartialState
+
+    return model.to(PartialState().device)
+
+
+def output_folder(path: str) -> Path:
+    """Return the folder that results go to, looked at before the work begins rather than after it.
+
+    Raises:
+        ValueError: The path is a file.
+    """
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder to write to.")
+    return folder

@@ -1,0 +1,110 @@
+"""`samparser train`: fine-tune a SAM on a data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from samparser._options import option
+from samparser._words import count
+from samparser.data import DataSettings
+from samparser.methods import build, describe, save_trained
+from samparser.prompts import PromptSettings
+from samparser.sam import load_sam
+from samparser.training import RECIPES, EvalSettings, TrainSettings, train, verdict
+
+from .parser import SettingsParser
+from .shared import open_split, say
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Fine-tune a SAM on a data set; the output_dir then holds settings, log, checkpoints, adapter and scores."""
+
+    model: str = option("The base SAM: a local checkpoint folder or a hub id such as facebook/sam-vit-base.")
+    method: str = option("What is trained: `samparser methods` lists the names.", "samparser")
+    method_options: str = option(
+        'Options of the method as JSON, for instance \'{"parametrization": "relative"}\'.', "{}"
+    )
+    train_split: str = option("Split to train on.", "train")
+    eval_split: str = option("Split to score on; 'none': do not score.", "val")
+    resume: bool = option("Go on with the run in --output_dir.", False)
+    overwrite: bool = option("Delete the run in --output_dir and start again.", False)
+
+
+def parser() -> SettingsParser:
+    """Return the parser of this verb."""
+    return SettingsParser(
+        "train",
+        {
+            "the run": TrainCommand,
+            "data": DataSettings,
+            "prompts": PromptSettings,
+            "training": TrainSettings,
+            "scoring": EvalSettings,
+        },
+        example="samparser train --model facebook/sam-vit-base --data path/to/data --output_dir runs/mine",
+        required=("output_dir",),
+    )
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Train, score, and say where everything is."""
+    command, data, prompts, settings, scoring = parser().parse(arguments)
+    assert settings.output_dir is not None  # required
+    options = _method_options(command.method_options)
+    base, processor = load_sam(command.model)
+    train_set = open_split(data, command.train_split)
+    eval_set = None if command.eval_split == "none" else open_split(data, command.eval_split)
+    model = build(command.method, base, **options)
+    total = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    say(f"{describe(model)}; the other {total:,} parameters are frozen")
+    say(f"{_chosen(settings)} (all settings: {Path(settings.output_dir) / 'settings.json'})")
+    result = train(
+        model,
+        processor,
+        train_set,
+        eval_set,
+        settings,
+        prompts=prompts,
+        eval_settings=scoring,
+        resume=command.resume,
+        overwrite=command.overwrite,
+        context={
+            "model": command.model,
+            "method": command.method,
+            "method_options": options,
+            "data": asdict(data),
+            "train_split": command.train_split,
+            "eval_split": command.eval_split,
+        },
+        save=save_trained,
+    )
+    if result.scores is not None:
+        say(result.scores)
+    if result.scores is not None and result.before is not None:
+        say(f"\n{verdict(result.before, result.scores)}\n")
+    say(f"{count(result.steps, 'step')}; everything is in {result.folder.path}, the adapter in {result.folder.adapter}")
+    return 0
+
+
+def _method_options(text: str) -> dict[str, Any]:
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"--method_options is not JSON ({error}): {text!r}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f'--method_options must be a JSON object such as {{"rank": 64}}; got {text}')
+    return options
+
+
+def _chosen(settings: TrainSettings) -> str:
+    """What the recipe filled in and what differs from the defaults, by name."""
+    defaults = {part.name: part.default for part in fields(settings)}
+    shown = ["coefficient_lr", *RECIPES[settings.recipe]]
+    shown += [name for name in settings.usual() if getattr(settings, name) != defaults[name]]
+    names = [name for name in dict.fromkeys(shown) if name not in ("recipe", "output_dir")]
+    return f"recipe {settings.recipe}: " + ", ".join(f"{name} {getattr(settings, name)}" for name in names)

@@ -1,0 +1,83 @@
+"""What is looked at before a run writes anything: the model, the data, the loggers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from transformers.integrations import get_reporting_integration_callbacks
+
+from samparser.sam.wrapped import changes_before_neck
+
+from .leakage import shared_image
+from .refused import refuse_sharding
+from .settings import TrainSettings
+from .trainer import trained_parameters
+
+
+def check_request(model: nn.Module, train_set: Sequence[Any], eval_set: Any, settings: TrainSettings) -> None:
+    """Refuse what cannot be trained, and settings that make no sense for this model, data or machine.
+
+    Raises:
+        ValueError: The message says what was given, what is possible and what to do.
+    """
+    if settings.output_dir is None:
+        raise ValueError("output_dir is not given; name the folder that the run is to write.")
+    if not any(True for _ in trained_parameters(model)):
+        raise ValueError(
+            "Nothing in this model requires a gradient, so there is nothing to train. Wrap it first, for instance with "
+            "get_peft_model(model, SVDCoefficientConfig(target_modules=['neck'])) or build('samparser', model)."
+        )
+    if len(train_set) == 0:
+        raise ValueError("The training set is empty: no image with an instance. `samparser data check` says why.")
+    if eval_set is not None and len(eval_set) == 0:
+        raise ValueError("The validation set is empty: no image with an instance. `samparser data check` says why.")
+    if eval_set is None and settings.early_stopping_patience is not None:
+        raise ValueError(
+            f"early_stopping_patience is {settings.early_stopping_patience}, but there are no validation images to "
+            "stop by. Give some, or leave it out."
+        )
+    _check_shared(train_set, eval_set, settings)
+    if settings.gradient_checkpointing and not changes_before_neck(model).trained:
+        raise ValueError(
+            "gradient_checkpointing saves nothing here: no layer before the neck is trained, so none of them keeps "
+            "activations; it would only make every step slower. Leave it out."
+        )
+    if settings.fp16 and settings.device.type == "cpu":
+        # accelerate has no fp16 autocast on a CPU and would train in fp32 without a word.
+        raise ValueError("fp16 needs a GPU; on a CPU train in fp32 (leave it out) or with bf16.")
+    refuse_sharding(settings.deepspeed_plugin)
+    check_loggers(settings)
+
+
+def check_loggers(settings: TrainSettings) -> None:
+    """Find out before anything is written whether the loggers of `report_to` are known and installed.
+
+    Raises:
+        ValueError: One is not; the message names it.
+    """
+    assert isinstance(settings.report_to, list)
+    try:
+        for callback in get_reporting_integration_callbacks(settings.report_to):
+            callback()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ValueError(
+            f"report_to is {', '.join(settings.report_to)}: {error} Or leave it out, or give none."
+        ) from error
+
+
+def _check_shared(train_set: Sequence[Any], eval_set: Any, settings: TrainSettings) -> None:
+    twins = shared_image(train_set, eval_set) if eval_set is not None else None
+    if twins is None:
+        return
+    same = f"{twins[0]} is" if twins[0] == twins[1] else f"{twins[0]} and {twins[1]} are the same file, which is"
+    problem = (
+        f"{same} in both the training and the validation set, so the scores would say nothing. Choose disjoint "
+        "splits; `samparser data check` counts such images. Where a benchmark is published like this, "
+        "--allow_shared goes on with a warning."
+    )
+    if not settings.allow_shared:
+        raise ValueError(problem)
+    warnings.warn(problem, stacklevel=4)
