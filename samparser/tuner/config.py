@@ -226,6 +226,8 @@ class SVDCoefficientConfig(PeftConfig):
         self._hash_to_save: str | None = None
         self._check_choices()
         self._check_types()
+        if self.base_record:
+            self.base_record = {name.replace(COMPILED, ""): record for name, record in self.base_record.items()}
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
                 f"The adapter has format version {self.format_version}; this samparser reads up to {FORMAT_VERSION}. "

@@ -21,7 +21,7 @@ from .base_record import Match, match_base, report
 from .config import COMPILED, PREFIX, SVDCoefficientConfig, hash_of_weights
 from .factors import free_coefficients
 from .layer import BASE, Conv2d, Linear, SVDCoefficientLayer
-from .targets import refuse_offloaded, resolve_targets, unsupported_reason
+from .targets import UnsupportedModuleError, refuse_offloaded, resolve_targets, unsupported_reason
 from .weighted_adapter import check_sum, config_of_sum, fill_sum
 
 
@@ -69,8 +69,8 @@ class SVDCoefficientModel(BaseTuner):
             known = self.target_module_mapping.get(model_type)
             if known is None:
                 raise ValueError(
-                    f"There is no default target for models of type {model_type!r} (there is for "
-                    f"{', '.join(sorted(self.target_module_mapping))}): please specify `target_modules`."
+                    "Please specify `target_modules` in `peft_config`: there is no default target for models of type "
+                    f"{model_type!r} (there is for {', '.join(sorted(self.target_module_mapping))})."
                 )
             peft_config.target_modules = set(known)
         return peft_config
@@ -121,7 +121,10 @@ class SVDCoefficientModel(BaseTuner):
     ) -> None:
         reason = unsupported_reason(target)
         if reason is not None:
-            raise TypeError(f"Cannot adapt {current_key}: {reason} Name it in exclude_modules to leave it as it is.")
+            raise UnsupportedModuleError(
+                f"Target module {target} is not supported. Cannot adapt {current_key}: {reason} Name it in "
+                "exclude_modules to leave it as it is."
+            )
         match = self._planned.get(current_key) or self._match(peft_config, current_key, target)
         pattern = get_pattern_key(peft_config.rank_pattern.keys(), current_key)
         rank = peft_config.rank_pattern.get(pattern, peft_config.rank)
@@ -255,6 +258,8 @@ class SVDCoefficientModel(BaseTuner):
     ) -> dict[str, Tensor]:
         # Not written to config.base_record: the same configuration may serve other models, which would be compared.
         layers = [module for module in model.modules() if isinstance(module, SVDCoefficientLayer)]
+        for layer in layers:
+            layer.follow_copied_weight()
         states = {layer.layer_name: layer.states.get(adapter_name) for layer in layers}
         config._record_to_save = {name: state.record for name, state in states.items() if state and state.record}
         found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, *args, **kwargs)
