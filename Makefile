@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requi
 # Two test processes with one thread each suit a laptop; raise JOBS on a larger machine.
 JOBS ?= 2
 
-.PHONY: quickstart test test-oldest test-newest lint docs clean
+.PHONY: quickstart test test-oldest test-newest robustness lint docs clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/python examples/quickstart.py
@@ -25,6 +25,10 @@ test-newest:
 	$(PYTHON) -m venv $(VENV)-newest
 	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -e ".[dev]"
 	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest -n $(JOBS) --dist loadgroup -q
+
+# Every kill, damaged file, full disk and race of tests/robustness, of which `make test` draws a few: two hours on one core.
+robustness: $(VENV)/.dev
+	SAMPARSER_ROBUSTNESS=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --timeout 0 tests/robustness
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
