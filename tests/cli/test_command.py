@@ -233,6 +233,25 @@ def test_push_uploads_the_adapter_folder_and_nothing_else(tmp_path, monkeypatch,
     assert calls == []
 
 
+def test_push_names_the_base_model_and_not_where_it_lies_here(tmp_path, monkeypatch, capsys):
+    uploaded = {}
+
+    class FakeApi:
+        def create_repo(self, repo, **options):
+            pass
+
+        def upload_folder(self, *, repo_id, folder_path, commit_message):
+            uploaded.update(json.loads((folder_path / "adapter_config.json").read_text()))
+
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeApi)
+    config = {"peft_type": "LORA", "base_model_name_or_path": "/home/me/models/sam-mine"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert main(["push", str(tmp_path), "somebody/cells"]) == 0
+    assert uploaded == {**config, "base_model_name_or_path": "sam-mine"}
+    assert json.loads((tmp_path / "adapter_config.json").read_text()) == config
+    assert "named 'sam-mine' there and not '/home/me/models/sam-mine', a path of this" in capsys.readouterr().out
+
+
 def test_predict_names_bad_images_and_replaces_what_is_not_its_own_only_when_asked(
     capsys, tiny_sam_folder, toy_coco, tmp_path
 ):
