@@ -6,6 +6,7 @@ and seconds of waiting. Each verb is a file of `samparser/cli`, imported when it
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -44,15 +45,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 when it went well, 1 when a checked data set cannot be trained on, 2 for an error, 130 when it was stopped by
         Ctrl-C, 141 when nobody reads its output any more and 143 by SIGTERM, as shells count.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
     try:
         try:
             return _answer(arguments)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read the output has seen enough (`samparser methods | head`); Python would complain of it at its end.
+    except OSError as error:  # of standard output alone: those of a verb have been told
+        # Python would complain again when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        if isinstance(error, BrokenPipeError):  # whoever read it has seen enough: `samparser methods | head`
+            return 141
+        print(f"samparser: error: The output cannot be written: {error.strerror}.", file=sys.stderr)
+        return 2
 
 
 def _answer(arguments: Sequence[str] | None) -> int:
@@ -80,7 +87,13 @@ def _run(verb: str, words: Sequence[str], *, show_traceback: bool) -> int:
     """Import what the verb needs and run it, until it ends or is stopped: both signals end with one line."""
     try:
         with _stopped_by_sigterm():
-            running = import_module("samparser.cli.running")
+            try:
+                running = import_module("samparser.cli.running")
+            except ImportError as error:
+                if show_traceback:
+                    raise
+                print(f"samparser {verb}: error: samparser cannot be imported: {error}", file=sys.stderr)
+                return 2
             status: int = running.run(verb, words, show_traceback=show_traceback)
             return status
     except (KeyboardInterrupt, _Terminated) as stop:

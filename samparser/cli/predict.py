@@ -12,7 +12,7 @@ from samparser.methods import load_model
 from samparser.prediction import predict_files
 
 from .parser import SettingsParser
-from .shared import BASE, DEVICE, MODEL, on_device, output_folder
+from .shared import BASE, DEVICE, MODEL, on_device, output_folder, refuse_less_than_one
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,9 @@ class PredictCommand:
     grid: int | None = option("Segment everything from a grid of so many points per side; needs no prompts.", None)
     batch: int = option("Prompts decoded together; bounds the memory, does not change the masks.", 64)
     device: Literal["auto", "cpu"] = option(DEVICE, "auto")
+
+    def __post_init__(self) -> None:
+        refuse_less_than_one(self, "grid", "batch")
 
 
 def parser() -> SettingsParser:
