@@ -23,6 +23,8 @@ from .plugins import import_files
 from .step_cost import measure_cost
 from .workspace import Workspace
 
+# What a worker is told when it starts, and what it opens with its first task: an error then has a task to belong to.
+_place: Any = ()
 _workspace: Workspace | None = None
 
 Task = Cell | str  # a cell, or the name of a row whose cost is measured
@@ -33,19 +35,25 @@ class CellError(RuntimeError):
 
 
 def _start_worker(experiment: Experiment, root: Path, output: Path, limit: int | None, one_thread: bool) -> None:
-    global _workspace
-    # A terminal sends Ctrl-C to every process; the first one says so, the others end without a word.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    global _place
+    # Ctrl-C reaches all processes of a terminal; the one that started the others ends them, and only it speaks.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Progress bars share a lock between processes, which one that is ended leaves behind; here nobody shares it.
     require("tqdm", "Training").tqdm.set_lock(threading.RLock())
     if one_thread:
         torch.set_num_threads(1)
-    import_files([experiment.file.parent / name for name in experiment.imports])
-    _workspace = Workspace(experiment, root, output, limit)
+    _place = (experiment, root, output, limit)
 
 
 def _work(task: Task, rates: dict[str, float]) -> dict[str, Any]:
-    assert _workspace is not None
+    global _workspace
+    if _workspace is None:
+        experiment, *rest = _place
+        try:
+            import_files([experiment.file.parent / name for name in experiment.imports])
+            _workspace = Workspace(experiment, *rest)
+        except (Exception, SystemExit) as error:
+            raise CellError(f"{_title(task)} failed: {type(error).__name__}: {error}") from error
     return do(_workspace, task, rates)
 
 
@@ -67,7 +75,7 @@ def do(workspace: Workspace, task: Task, rates: dict[str, float]) -> dict[str, A
             if isinstance(task, str):
                 return measure_cost(workspace, workspace.experiment.row(task))
             return run_cell(workspace, task, rates)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Errors of other packages cannot always be carried from one process to another; their text can.
         raise CellError(
             f"{_title(task)} failed: {type(error).__name__}: {error}\nIts log is {log}. What is finished is kept; "

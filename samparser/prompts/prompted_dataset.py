@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from samparser.data.dataset import SegmentationDataset
 from samparser.data.sample import DataError, Instance, Sample
+from samparser.sam.wrapped import image_processor, input_size
 
 from .coordinates import rescaled, resized_size
 from .make_prompts import make_prompts
@@ -51,23 +52,43 @@ class PromptedDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
     ) -> None:
         self.dataset, self.prompts, self.seed = dataset, prompts or PromptSettings(), seed
-        self.epoch = 0
-        self._images = getattr(processor, "image_processor", processor)
-        self.input_size = int(self._images.size["longest_edge"])
+        # In shared memory: worker processes that live on from epoch to epoch read it there.
+        self._epoch = _shared(torch.zeros((), dtype=torch.int64))
+        self._epoch_of_dataset = 0
+        self._images = image_processor(processor)
+        self.input_size = input_size(processor)
         self._warned = False
 
+    @property
+    def epoch(self) -> int:
+        """The epoch whose prompts are drawn."""
+        return int(self._epoch)
+
     def set_epoch(self, epoch: int) -> None:
-        """Draw other prompts from here on. Worker processes see it if they start afterwards."""
-        self.epoch = epoch
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(epoch)
+        """Draw other prompts from here on, also in worker processes that run already (persistent workers)."""
+        self._epoch.fill_(epoch)
+        self._hand_on_epoch()
+
+    def _hand_on_epoch(self) -> int:
+        """Tell the wrapped data set of the epoch, as each process has a copy of it, and return the epoch."""
+        epoch = self.epoch
+        if epoch != self._epoch_of_dataset:
+            self._epoch_of_dataset = epoch
+            if hasattr(self.dataset, "set_epoch"):
+                self.dataset.set_epoch(epoch)
+        return epoch
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A plain copy by pickle or deepcopy has left shared memory; one sent to a worker by torch has not.
+        self.__dict__ |= state | {"_epoch": _shared(state["_epoch"])}
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        epoch = self._hand_on_epoch()
         sample = self.dataset[index]
-        rng = np.random.default_rng([self.seed, self.epoch, index % len(self)])
+        rng = np.random.default_rng([self.seed, epoch, index % len(self)])
         instances = self._chosen(sample.instances, rng)
         target = self.input_size
         # Computed once; masks, prompts and padding all follow it.
@@ -114,6 +135,14 @@ class PromptedDataset(Dataset[dict[str, Any]]):
                 f"jitter_max_fraction=0.1, or a smaller jitter_max.",
                 stacklevel=3,
             )
+
+
+def _shared(tensor: Tensor) -> Tensor:
+    """Move a tensor to shared memory, if the system has any: without, there are no worker processes either."""
+    try:
+        return tensor.share_memory_()
+    except (OSError, RuntimeError):
+        return tensor
 
 
 def _as_inputs(prompts: dict[str, np.ndarray]) -> dict[str, Tensor]:

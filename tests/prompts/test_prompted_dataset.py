@@ -1,3 +1,4 @@
+import copy
 import pickle
 import warnings
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from samparser.data import DataError, DataSettings, Instance, Sample, open_dataset
+from samparser.data import DataError, DataSettings, Instance, RandomlyFlipped, Sample, open_dataset
 from samparser.prompts import PromptedDataset, PromptSettings, collate
 from tests.data.files import picture, rectangle
 
@@ -105,6 +106,43 @@ def test_worker_processes_draw_the_same_prompts(tiny_processor):
     for one, other in zip(alone, shared, strict=True):
         assert one["names"] == other["names"]
         assert torch.equal(one["input_boxes"], other["input_boxes"])
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_that_live_on_draw_the_prompts_and_flips_of_each_epoch(tiny_processor, start):
+    samples = [sample(5, name=str(n)) for n in range(4)]
+    data = prompted(RandomlyFlipped(samples, 1), tiny_processor, **QUIET)
+    context = torch.multiprocessing.get_context(start)
+    shared = DataLoader(
+        data, collate_fn=collate, num_workers=2, persistent_workers=True, multiprocessing_context=context
+    )
+    alone = prompted(RandomlyFlipped(samples, 1), tiny_processor, **QUIET)
+    seen = []
+    for epoch in (0, 1, 3):
+        data.set_epoch(epoch)
+        alone.set_epoch(epoch)
+        batches = [{key: batch[key] for key in ("input_boxes", "pixel_values")} for batch in shared]
+        for index, batch in enumerate(batches):
+            assert torch.equal(batch["input_boxes"][0], alone[index]["input_boxes"])
+            assert torch.equal(batch["pixel_values"][0], alone[index]["pixel_values"])
+        seen.append(torch.cat([batch["input_boxes"] for batch in batches]))
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))])
+def test_a_copy_has_an_epoch_of_its_own_that_its_workers_see(tiny_processor, copied):
+    data = prompted([sample(3)], tiny_processor, **QUIET)
+    data.set_epoch(2)
+    other = copied(data)
+    assert equal(data[0], other[0])
+    loader = DataLoader(other, collate_fn=collate, num_workers=1, persistent_workers=True)
+    list(loader)
+    other.set_epoch(5)
+    (batch,) = loader
+    assert data.epoch == 2
+    assert torch.equal(batch["input_boxes"][0], other[0]["input_boxes"])
+    assert not torch.equal(data[0]["input_boxes"], other[0]["input_boxes"])
 
 
 def test_max_instances_draws_a_new_choice_in_each_epoch(tiny_processor):
