@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after `samparser`; those of the process if not given.
 
     Returns:
-        0 when it went well, 1 when a checked data set cannot be trained on, 2 for an error, 130 when it was stopped by
+        0 when it went well, 1 when a checked data set cannot be trained on or images were left out, 2 for an error, 130 when it was stopped by
         Ctrl-C, 141 when nobody reads its output any more and 143 by SIGTERM, as shells count.
     """
     for stream in (sys.stdout, sys.stderr):
@@ -52,14 +52,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _answer(arguments)
         finally:
-            sys.stdout.flush()
-    except OSError as error:  # of standard output alone: those of a verb have been told
-        # Python would complain again when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # whoever read it has seen enough: `samparser methods | head`
-            return 141
-        print(f"samparser: error: The output cannot be written: {error.strerror}.", file=sys.stderr)
+            _flush_output()
+    except BrokenPipeError:  # whoever read the output has seen enough: `samparser methods | head`
+        _let_output_go()
+        return 141
+    except _OutputError as error:
+        _let_output_go()
+        print(f"samparser: error: The output cannot be written: {error}.", file=sys.stderr)
         return 2
+
+
+class _OutputError(Exception):
+    """Standard output cannot be written."""
+
+
+def _flush_output() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _OutputError(error.strerror) from error
+
+
+def _let_output_go() -> None:
+    """Send what is left to nowhere, or Python would complain again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _answer(arguments: Sequence[str] | None) -> int:
