@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after `samparser`; those of the process if not given.
 
     Returns:
-        0 when it went well, 1 when a checked data set cannot be trained on or images were left out, 2 for an error, 130 when it was stopped by
-        Ctrl-C, 141 when nobody reads its output any more and 143 by SIGTERM, as shells count.
+        0 when it went well, 1 when a checked data set cannot be trained on or images were left out, 2 for an error; 130
+        when it was stopped by Ctrl-C, 141 when nobody reads its output any more, 143 by SIGTERM, as shells count.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
