@@ -6,6 +6,7 @@ and seconds of waiting. Each verb is a file of `samparser/cli`, imported when it
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -41,18 +42,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after `samparser`; those of the process if not given.
 
     Returns:
-        0 when it went well, 1 when a checked data set cannot be trained on, 2 for an error, 130 when it was stopped by
-        Ctrl-C, 141 when nobody reads its output any more and 143 by SIGTERM, as shells count.
+        0 when it went well, 1 when a checked data set cannot be trained on or images were left out, 2 for an error; 130
+        when it was stopped by Ctrl-C, 141 when nobody reads its output any more, 143 by SIGTERM, as shells count.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
     try:
         try:
             return _answer(arguments)
         finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read the output has seen enough (`samparser methods | head`); Python would complain of it at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _flush_output()
+    except BrokenPipeError:  # whoever read the output has seen enough: `samparser methods | head`
+        _let_output_go()
         return 141
+    except _OutputError as error:
+        _let_output_go()
+        print(f"samparser: error: The output cannot be written: {error}.", file=sys.stderr)
+        return 2
+
+
+class _OutputError(Exception):
+    """Standard output cannot be written."""
+
+
+def _flush_output() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _OutputError(error.strerror) from error
+
+
+def _let_output_go() -> None:
+    """Send what is left to nowhere, or Python would complain again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _answer(arguments: Sequence[str] | None) -> int:
@@ -80,7 +105,13 @@ def _run(verb: str, words: Sequence[str], *, show_traceback: bool) -> int:
     """Import what the verb needs and run it, until it ends or is stopped: both signals end with one line."""
     try:
         with _stopped_by_sigterm():
-            running = import_module("samparser.cli.running")
+            try:
+                running = import_module("samparser.cli.running")
+            except ImportError as error:
+                if show_traceback:
+                    raise
+                print(f"samparser {verb}: error: samparser cannot be imported: {error}", file=sys.stderr)
+                return 2
             status: int = running.run(verb, words, show_traceback=show_traceback)
             return status
     except (KeyboardInterrupt, _Terminated) as stop:

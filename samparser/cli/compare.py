@@ -10,6 +10,7 @@ from samparser._options import option
 from samparser.compare import compare, load_experiment, markdown, select, with_settings
 
 from .parser import SettingsParser
+from .shared import refuse_less_than_one
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class CompareCommand:
     epochs: float | None = option("Passes over the training images in every cell: for a trial.", None)
     processes: int = option("Cells to run at once, each in a process with one thread; 1: in this one.", 1)
     cost: bool = option("Also count and measure what a step of each row costs.", True)
+
+    def __post_init__(self) -> None:
+        refuse_less_than_one(self, "seeds", "limit", "processes")
 
 
 def parser() -> SettingsParser:

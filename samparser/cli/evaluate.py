@@ -15,7 +15,7 @@ from samparser.training import EvalSettings, evaluate
 from samparser.training.environment import versions
 
 from .parser import SettingsParser
-from .shared import BASE, DEVICE, MODEL, first_process, on_device, open_split, output_folder, say
+from .shared import BASE, DEVICE, MODEL, first_process, on_device, open_split, output_folder, refuse_less_than_one, say
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,9 @@ class EvaluateCommand:
     output: str | None = option("Folder for scores.json and scores.csv (one row per instance).", None)
     limit_images: int | None = option("Score only so many images.", None)
     device: Literal["auto", "cpu"] = option(DEVICE, "auto")
+
+    def __post_init__(self) -> None:
+        refuse_less_than_one(self, "limit_images")
 
 
 def parser() -> SettingsParser:

@@ -12,7 +12,7 @@ from samparser.methods import load_model
 from samparser.prediction import predict_files
 
 from .parser import SettingsParser
-from .shared import BASE, DEVICE, MODEL, on_device, output_folder
+from .shared import BASE, DEVICE, MODEL, on_device, output_folder, refuse_less_than_one
 
 _NAMED = 5  # images left out are named up to so many
 
@@ -46,6 +46,9 @@ class PredictCommand:
     )
     batch: int = option("Prompts decoded together; bounds the memory, does not change the masks.", 64)
     device: Literal["auto", "cpu"] = option(DEVICE, "auto")
+
+    def __post_init__(self) -> None:
+        refuse_less_than_one(self, "grid", "batch")
 
 
 def parser() -> SettingsParser:

@@ -42,7 +42,10 @@ def run(verb: str, arguments: Sequence[str], *, show_traceback: bool = False) ->
     # Deprecations between other packages are nothing that the user of a command can act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
-        status: int = import_module(f"samparser.cli.{verb.replace(' ', '_')}").run(arguments)
+        try:
+            status: int = import_module(f"samparser.cli.{verb.replace(' ', '_')}").run(arguments)
+        finally:
+            _close_progress_bars()
         return status
     except (ParserExit, BrokenPipeError):
         raise
@@ -53,6 +56,13 @@ def run(verb: str, arguments: Sequence[str], *, show_traceback: bool = False) ->
         return 2
 
 
+def _close_progress_bars() -> None:
+    """End the line of a bar that is still shown, so that a message begins on a line of its own."""
+    tqdm = sys.modules.get("tqdm")
+    for bar in list(getattr(getattr(tqdm, "tqdm", None), "_instances", ())):
+        bar.close()
+
+
 def explain(error: BaseException, verb: str) -> str:
     """Return the message for an error: what it is, and what to do.
 
@@ -60,7 +70,7 @@ def explain(error: BaseException, verb: str) -> str:
         error: What a verb raised.
         verb: The verb, which decides what needs less memory.
     """
-    text = str(error) or type(error).__name__
+    text = _of_worker(str(error)) or type(error).__name__
     where = "\n(--traceback shows where it arose)"
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         return f"The memory of this machine does not suffice ({_short(text)}). {_LESS_MEMORY.get(verb, '')}{where}"
@@ -71,7 +81,7 @@ def explain(error: BaseException, verb: str) -> str:
             f"was written over. Free some space, then {again}.{where}"
         )
     if isinstance(error, RecursionError):
-        return f"Something in a file is nested too deeply to be read ({_short(text)}).{where}"
+        return f"Something in a file or an option is nested too deeply to be read ({_short(text)}).{where}"
     if isinstance(error, OverflowError):
         return f"A number in a file or an option is too large to be used ({_short(text)}).{where}"
     if isinstance(error, EOFError | UnicodeError | SafetensorError):
@@ -84,6 +94,15 @@ def explain(error: BaseException, verb: str) -> str:
         f"Something that samparser did not foresee: {type(error).__name__}: {text}\nThis may be a fault of samparser "
         "rather than of your input. The same command with --traceback shows where it arose; please report that."
     )
+
+
+def _of_worker(text: str) -> str:
+    """What went wrong in a process that reads images, without the traceback that torch puts into its message."""
+    if "Original Traceback (most recent call last)" not in text:
+        return text
+    lines = text.rstrip().splitlines()
+    last_frame = max(number for number, line in enumerate(lines) if line.startswith("  "))
+    return "\n".join(lines[last_frame + 1 :])
 
 
 def _is_full(error: BaseException) -> bool:

@@ -23,6 +23,18 @@ _SCANNED_UP_TO = 2000
 _NAMED = 5
 
 
+def refuse_less_than_one(command: Any, *names: str) -> None:
+    """Refuse numbers of things that are below 1, before anything is loaded; None means not given.
+
+    Raises:
+        ValueError: A number is; the message names its option.
+    """
+    for name in names:
+        value = getattr(command, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value}; it must be at least 1.")
+
+
 def first_process() -> bool:
     """Whether this is the first of the processes that `accelerate launch` starts."""
     return int(os.environ.get("RANK", "0")) == 0

@@ -205,6 +205,22 @@ def test_options_that_cannot_be_are_answered_before_a_folder_is_made(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "predict {model} {data} --output {out} --grid 0",
+        "predict {model} {data} --output {out} --grid 3 --batch 0",
+        "evaluate {model} --data {data} --limit_images 0",
+        "compare none.json --output {out} --processes 0",
+        "compare none.json --output {out} --seeds -1",
+    ],
+)
+def test_numbers_of_nothing_are_refused_before_anything_is_loaded(failing, tmp_path, command):
+    words = [word.format(model="no-model", data=tmp_path, out=tmp_path / "out") for word in command.split()]
+    assert f"{words[-2]} is {words[-1]}; it must be at least 1." in failing(*words)
+    assert not (tmp_path / "out").exists()
+
+
 def test_results_never_go_where_other_files_are(failing, tiny_sam_folder, toy_coco, adapter, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")

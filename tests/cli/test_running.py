@@ -56,7 +56,7 @@ def ending_with(capsys, monkeypatch):
         (SafetensorError("I/O error: No space left on device (os error 28)"), "the disk is full, or a limit on sizes"),
         (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"), "the disk is full, or"),
         (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "the disk is full, or"),
-        (RecursionError("maximum recursion depth exceeded"), "is nested too deeply to be read (maximum recursion"),
+        (RecursionError("maximum recursion depth exceeded"), "or an option is nested too deeply to be read (max"),
         (
             OverflowError("int too big to convert"),
             "in a file or an option is too large to be used (int too big",
@@ -122,6 +122,32 @@ def test_the_traceback_is_let_through_when_asked_for(ending_with):
         ending_with(KeyError("file_name"), "--traceback")
 
 
+def test_an_error_in_a_process_that_reads_images_comes_without_its_traceback(ending_with):
+    text = (
+        "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        '  File "worker.py", line 349, in _worker_loop\n    data = fetcher.fetch(index)\n'
+        "DataError: train/a.png does not open: image file is truncated\nCopy it again.\n"
+    )
+    status, message = ending_with(ValueError(text))
+    assert status == 2
+    assert message.startswith(
+        "samparser methods: error: DataError: train/a.png does not open: image file is truncated\nCopy it again.\n"
+    )
+
+
+def test_a_bar_of_progress_ends_before_the_message(capsys, monkeypatch):
+    from tqdm.auto import tqdm
+
+    def fail(arguments):
+        bar = tqdm(total=3, ascii=True)
+        bar.update()
+        raise ValueError("no more")
+
+    monkeypatch.setattr(samparser.cli.methods, "run", fail)
+    assert main(["methods"]) == 2
+    assert "\nsamparser methods: error: no more\n" in capsys.readouterr().err
+
+
 def test_what_needs_less_memory_is_named_for_each_verb():
     from samparser.cli.running import explain
 
@@ -146,6 +172,29 @@ def test_a_reader_that_has_seen_enough_is_no_error():
         script = f"{sys.executable} -m samparser_command {words} | true; exit ${{PIPESTATUS[0]}}"
         done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, cwd=ROOT)
         assert (done.returncode, done.stderr) in ((141, ""), (0, "")), words
+
+
+def test_output_that_cannot_be_written_or_shown_is_no_traceback(tmp_path):
+    if Path("/dev/full").exists():
+        words = [sys.executable, "-m", "samparser_command", "--help"]
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        message = "samparser: error: The output cannot be written: No space left on device.\n"
+        assert (done.returncode, done.stderr) == (2, message)
+    done = command("däta", env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert done.returncode == 2
+    assert "There is no verb" in done.stderr
+
+
+def test_a_samparser_that_cannot_be_imported_says_so():
+    code = (
+        "import sys, samparser_command\n"
+        "sys.modules['peft'] = None\n"
+        "raise SystemExit(samparser_command.main(['methods']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr.startswith("samparser methods: error: samparser cannot be imported: ")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="limits on the size of files are a thing of Unix")
