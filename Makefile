@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requi
 # Two test processes with one thread each suit a laptop; raise JOBS on a larger machine.
 JOBS ?= 2
 
-.PHONY: quickstart test test-oldest robustness lint docs clean
+.PHONY: quickstart test test-oldest test-newest robustness lint docs clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/python examples/quickstart.py
@@ -14,11 +14,17 @@ quickstart: $(VENV)/.train
 test: $(VENV)/.dev lint docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -q
 
-# The tuner with the oldest PEFT and transformers that it works with; takes minutes, so it is not part of `test`.
+# The whole library with the oldest versions that it works with, and with whatever pip takes today. Each makes a virtual
+# environment of its own and downloads several GB where pip takes a CUDA build of PyTorch; neither is part of `test`.
 test-oldest:
 	$(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install --quiet -c requirements/oldest.txt -e ".[dev]"
-	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -n $(JOBS) -q tests/tuner
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/oldest.txt -e ".[dev]"
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -n $(JOBS) --dist loadgroup -q
+
+test-newest:
+	$(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -e ".[dev]"
+	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest -n $(JOBS) --dist loadgroup -q
 
 # Every kill, damaged file, full disk and race of tests/robustness, of which `make test` draws a few: two hours on one core.
 robustness: $(VENV)/.dev

@@ -6,10 +6,15 @@ and seconds of waiting. Each verb is a file of `samparser/cli`, imported when it
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module, metadata
+from typing import NoReturn
 
 VERBS = {
     "train": "fine-tune a SAM on a data set",
@@ -23,6 +28,12 @@ VERBS = {
 }
 
 
+_GO_ON = {
+    "train": " The same command with --resume goes on from the last checkpoint.",
+    "compare": " What is finished is kept; the same command goes on from there.",
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb.
 
@@ -30,15 +41,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after `samparser`; those of the process if not given.
 
     Returns:
-        0 when it went well, 1 when a checked data set cannot be trained on, 2 for a mistake in the input.
+        0 when it went well, 1 when a checked data set cannot be trained on, 2 for an error, 130 when it was stopped by
+        Ctrl-C, 141 when nobody reads its output any more and 143 by SIGTERM, as shells count.
     """
+    try:
+        try:
+            return _answer(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has seen enough (`samparser methods | head`); Python would complain of it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _answer(arguments: Sequence[str] | None) -> int:
+    """Answer what needs no verb, or run the verb."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     words = [word for word in given if word != "--traceback"]
     verb = next((name for name in VERBS if words[: len(name.split())] == name.split()), None)
     if verb is not None:
-        running = import_module("samparser.cli.running")
-        status: int = running.run(verb, words[len(verb.split()) :], show_traceback="--traceback" in given)
-        return status
+        return _run(verb, words[len(verb.split()) :], show_traceback="--traceback" in given)
     if words[:1] == ["--version"]:
         print(f"samparser {metadata.version('samparser')}")
         return 0
@@ -51,6 +74,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     hint = f" Did you mean {near[0]!r}?" if near else ""
     print(f"samparser: error: There is no verb {words[0]!r}.{hint}\n\n{_usage()}", file=sys.stderr)
     return 2
+
+
+def _run(verb: str, words: Sequence[str], *, show_traceback: bool) -> int:
+    """Import what the verb needs and run it, until it ends or is stopped: both signals end with one line."""
+    try:
+        with _stopped_by_sigterm():
+            running = import_module("samparser.cli.running")
+            status: int = running.run(verb, words, show_traceback=show_traceback)
+            return status
+    except (KeyboardInterrupt, _Terminated) as stop:
+        if show_traceback:
+            raise
+        how, status = ("Ctrl-C", 130) if isinstance(stop, KeyboardInterrupt) else ("SIGTERM", 143)
+        print(f"\nsamparser {verb}: stopped by {how}.{_GO_ON.get(verb, '')}", file=sys.stderr)
+        return status
+
+
+class _Terminated(BaseException):
+    """SIGTERM came; as with Ctrl-C, what is underway is cleaned up."""
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python takes signals in the main thread only
+        return
+
+    def stop(*_: object) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _usage() -> str:

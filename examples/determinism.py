@@ -15,7 +15,7 @@ Two real machines are compared by a file with weights, coefficients and changes,
     python examples/determinism.py --save machine-a.safetensors      # here
     python examples/determinism.py --check machine-a.safetensors     # there: prints the errors of its own changes
 
-With scipy installed (``pip install "samparser[train]"``) two more LAPACK drivers are tried. docs/determinism.md
+With scipy installed (`pip install scipy`) two more LAPACK drivers are tried. docs/determinism.md
 explains the tables.
 """
 

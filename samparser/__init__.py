@@ -7,6 +7,7 @@ A weight is split once, `W = U diag(p) V^T`; the bases `U` and `V` stay frozen a
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from samparser.prediction import predict
     from samparser.sam import load_sam
     from samparser.training import evaluate, train
+
+# PEFT asks transformers for this by an old name whenever it wraps a model: nothing that a user could act on.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 # Heavier public names and the room each one lives in; a room is imported when one of its names is first used.
 _LAZY = {

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +34,8 @@ def replacing(path: str | Path, *, flush: bool = False) -> Iterator[Path]:
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         mode = (path if path.exists() else temporary).stat().st_mode
-        yield temporary
+        with _naming_a_full_disk(path):
+            yield temporary
         temporary.chmod(stat.S_IMODE(mode))
         if flush:
             flush_to_disk(temporary)
@@ -46,8 +50,11 @@ def replacing(path: str | Path, *, flush: bool = False) -> Iterator[Path]:
 def replacing_folder(path: str | Path) -> Iterator[Path]:
     """Give a temporary folder beside `path` to fill, and move it to `path` when the block ends without an error.
 
+    Its files get the permissions of any new file in this process.
+
     Raises:
         FileExistsError: `path` is there already and not an empty folder; nothing of it is touched.
+        OSError: The disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +63,9 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     temporary.mkdir()
     try:
-        yield temporary
+        with _naming_a_full_disk(path):
+            yield temporary
+        _set_usual_permissions(temporary, path)
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -80,7 +89,9 @@ def filling_folder(path: str | Path, *, last: Sequence[str] = ()) -> Iterator[Pa
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     temporary.mkdir()
     try:
-        yield temporary
+        with _naming_a_full_disk(path):
+            yield temporary
+        _set_usual_permissions(temporary, path)
         names = sorted(file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file())
         for name in sorted(names, key=lambda name: last.index(str(name)) if str(name) in last else -1):
             (path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -95,6 +106,32 @@ def write_text(path: str | Path, text: str, *, flush: bool = False) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
+def _set_usual_permissions(folder: Path, replaced: Path) -> None:
+    """Give files the permissions of those they replace, or of any new file; safetensors lets nobody else read its."""
+    probe = folder / f".{uuid.uuid4().hex}"
+    os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    usual = probe.stat().st_mode
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            old = replaced / file.relative_to(folder)
+            file.chmod(stat.S_IMODE(old.stat().st_mode if old.is_file() else usual))
+
+
+@contextmanager
+def _naming_a_full_disk(path: Path) -> Iterator[None]:
+    """Say which file or folder it was when the disk is full; safetensors and torch raise errors of their own then."""
+    try:
+        yield
+    except Exception as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if not full and not any(words in str(error) for words in ("No space left on device", "PytorchStreamWriter")):
+            raise
+        raise OSError(
+            errno.ENOSPC, f"There is no space left to write it; what was there before is as it was ({error})", str(path)
+        ) from error
+
+
 def flush_to_disk(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk (where the system can do that)."""
     if path.is_dir() and os.name == "nt":
@@ -102,5 +139,59 @@ def flush_to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp(\..*)?")
+_ABANDONED_AFTER = 3600.0
+
+
+def remove_abandoned(folder: str | Path, *, everything: bool = False, below: bool = True) -> None:
+    """Delete the temporary files of `replacing` that killed processes left in a folder.
+
+    Args:
+        folder: The folder; nothing happens where there is none.
+        everything: Also those younger than an hour: only for who knows that nobody writes there now.
+        below: Also look into the folders within.
+    """
+    for path in Path(folder).glob("**/.*" if below else ".*"):
+        if not _TEMPORARY.fullmatch(path.name) or path.is_symlink() or not path.is_file():
+            continue
+        if everything or time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_writer(folder: str | Path, what: str) -> Iterator[bool]:
+    """Hold a folder so that no second process writes to it; a process that is killed lets go.
+
+    Args:
+        folder: An existing folder; nothing is written to it.
+        what: Who holds it, for the message of a second one: "samparser predict".
+
+    Yields:
+        Whether it is held. Some file systems, and Windows, have no locks on folders.
+
+    Raises:
+        BlockingIOError: Another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield False
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except BlockingIOError:
+            raise BlockingIOError(
+                f"Another `{what}` is writing to {folder}. Wait until it is done, or name another folder."
+            ) from None
+        except OSError:
+            held = False
+        yield held
     finally:
         os.close(handle)

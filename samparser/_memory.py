@@ -22,6 +22,9 @@ PREDICTION = (
     "smaller --grid), predict without the GPU (--device cpu)."
 )
 
+# What torch says where the machine's own memory does not suffice, in plain RuntimeErrors.
+_ON_A_CPU = ("can't allocate memory", "not enough memory")
+
 
 class OutOfMemoryError(RuntimeError):
     """The device's memory did not suffice; the message names the settings that need less."""
@@ -29,8 +32,12 @@ class OutOfMemoryError(RuntimeError):
 
 @contextmanager
 def advising(advice: str) -> Iterator[None]:
-    """Turn torch's error into one that names the settings that need less memory."""
+    """Turn the errors of torch and numpy into one that names the settings that need less memory."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemoryError(f"The device ran out of memory. {advice}") from error
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _ON_A_CPU):
+            raise
+        raise OutOfMemoryError(f"The machine ran out of memory. {advice}") from error

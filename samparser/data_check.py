@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from samparser._words import count, shortened
 from samparser.data.dataset import SegmentationDataset
 from samparser.data.layouts import available_splits, open_dataset
 from samparser.data.readers.images import IMAGE_SUFFIXES
-from samparser.data.sample import DataError, Sample, Skipped
+from samparser.data.sample import DataError, DataWarning, Sample, Skipped
 from samparser.data.settings import DataSettings
 from samparser.drawing.contact_sheet import SHEET_CELLS, draw_cell, save_sheet
 
@@ -118,15 +121,10 @@ def check_dataset(
             f"The contact sheet is a picture, so its name ends in {', '.join(sorted(IMAGE_SUFFIXES))}; got "
             f"{contact_sheet}."
         )
-    try:
-        parts = (split,) if split != "all" else available_splits(settings)
-        datasets = {part: open_dataset(replace(settings, scan=False), part) for part in parts}
-    except (DataError, ValueError, ImportError) as error:
-        report.errors.append(str(error))
+    with _warnings_into(report):
+        tally, datasets = _read(settings, split, report, progress)
+    if tally is None:
         return report
-    tally = _Tally(report, len(datasets))
-    for part, dataset in datasets.items():
-        tally.read(part, dataset, progress)
     tally.finish(settings)
     if contact_sheet is not None and tally.shown:
         cells = [
@@ -137,6 +135,36 @@ def check_dataset(
         title = f"{report.root} ({report.layout}): {', '.join(f'{n:,} {part}' for part, n in report.images.items())}"
         report.contact_sheet = save_sheet(cells, title, contact_sheet)
     return report
+
+
+@contextmanager
+def _warnings_into(report: CheckReport) -> Iterator[None]:
+    """Put what reading warns of into the report; other warnings go their way."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", DataWarning)
+        yield
+    for warning in found:
+        text = str(warning.message)
+        if not issubclass(warning.category, DataWarning):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        elif text not in report.warnings:
+            report.warnings.append(text)
+
+
+def _read(
+    settings: DataSettings, split: str, report: CheckReport, progress: bool
+) -> tuple[_Tally | None, dict[str, SegmentationDataset]]:
+    """Open the data sets and read all of them; None where they do not open."""
+    try:
+        parts = (split,) if split != "all" else available_splits(settings)
+        datasets = {part: open_dataset(replace(settings, scan=False), part) for part in parts}
+    except (DataError, ValueError, ImportError) as error:
+        report.errors.append(str(error))
+        return None, {}
+    tally = _Tally(report, len(datasets))
+    for part, dataset in datasets.items():
+        tally.read(part, dataset, progress)
+    return tally, datasets
 
 
 class _Tally:
@@ -214,7 +242,8 @@ class _Tally:
         found = []
         across = [places for places in self._where.values() if len({part for part, _ in places}) > 1]
         if across:
-            places = " and ".join(f"{name} ({part})" for part, name in across[0][:2])
+            one_of_each = dict(reversed(across[0]))
+            places = " and ".join(f"{name} ({part})" for part, name in sorted(one_of_each.items())[:2])
             found.append(
                 f"{len(across)} images are in more than one split, {places} for instance: scores will flatter."
             )

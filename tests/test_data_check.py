@@ -67,6 +67,19 @@ def test_the_same_image_in_two_splits_is_found_by_its_pixels(coco_root):
     assert "train2017/000000000000.png (train) and val2017/000000000003.png (val)" in warning
 
 
+def test_an_image_twice_in_train_and_once_in_val_names_one_of_each(coco_root):
+    first = (coco_root / "train2017/000000000000.png").read_bytes()
+    for name in ("train2017/000000000001.png", "val2017/000000000003.png"):
+        (coco_root / name).write_bytes(first)
+    (warning,) = [text for text in checked(coco_root).warnings if "more than one split" in text]
+    assert "train2017/000000000000.png (train) and val2017/000000000003.png (val) for instance" in warning
+
+
+def test_what_reading_warns_of_stands_in_the_report(coco_root):
+    (coco_root / "val2017/000000000003.png").rename(coco_root / "val2017/000000000003.PNG")
+    assert any("files with the same end of their name" in text for text in checked(coco_root).warnings)
+
+
 def own(tmp_path, annotations, count=1):
     for number in range(count):
         save(picture(seed=number), tmp_path / f"images/{number}.png")

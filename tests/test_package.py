@@ -1,8 +1,11 @@
 """What `pip install samparser` promises: one version, few dependencies, a quick import."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 from importlib import resources
 from importlib.metadata import requires, version
@@ -44,6 +47,7 @@ def test_the_package_says_that_it_is_typed():
 def test_the_tuner_works_without_any_extra():
     code = f"""
 import sys
+import tarfile
 from importlib.machinery import PathFinder
 class Bare(PathFinder):
     @classmethod
@@ -67,7 +71,8 @@ except ImportError as error:
 """
     out = in_fresh_python(code).splitlines()
     assert out[0] == "3"
-    assert 'pip install "samparser[train]"' in out[1]
+    assert "needs PIL, which is not installed: pip install" in out[1]
+    assert '"pillow>=10"' in out[1]
 
 
 def test_importing_samparser_imports_no_room_but_the_tuner():
@@ -91,3 +96,36 @@ def test_the_readme_and_the_licence_are_what_they_say():
     assert "make test" in readme
     pins = (ROOT / "requirements" / "constraints.txt").read_text()
     assert "torch==2.13.0\n" in pins
+
+
+def test_the_source_distribution_holds_what_its_tests_docs_and_quickstart_need(tmp_path):
+    made = (".*", "build", "dist", "site", "runs", "quickstart-output", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, tmp_path / "tree", ignore=shutil.ignore_patterns(*made))
+    code = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=tmp_path / "tree", capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with tarfile.open(next(tmp_path.glob("samparser-*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    missing = {
+        path.relative_to(tmp_path / "tree").as_posix()
+        for folder in ("samparser", "tests", "docs", "examples", "requirements")
+        for path in (tmp_path / "tree" / folder).rglob("*")
+        if path.is_file()
+    } - names
+    assert missing == set()
+    assert names >= {"Makefile", "mkdocs.yml", "CHANGELOG.md", "LICENSE", "README.md", "samparser_command.py"}
+    assert not [name for name in names if name.endswith(".pyc")]
+
+
+def test_the_first_code_of_the_readme_runs_without_a_warning(tmp_path):
+    readme = (ROOT / "README.md").read_text()
+    first, second = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[:2]
+    code = f'{first}\nmodel.save_pretrained("adapter")\n{second}'
+    code = code.replace("facebook/sam-vit-base", str(ROOT / "examples" / "assets" / "small-sam"))
+    words = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "trainable params: 192 || all params:" in done.stdout
+    assert "Warning" not in done.stderr

@@ -12,7 +12,7 @@ from samparser._options import option
 from samparser.data import DataSettings
 from samparser.methods import load_model
 from samparser.training import EvalSettings, evaluate
-from samparser.training.run_folder import versions
+from samparser.training.environment import versions
 
 from .parser import SettingsParser
 from .shared import BASE, DEVICE, MODEL, first_process, on_device, open_split, output_folder, say

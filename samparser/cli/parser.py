@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
 from samparser._words import did_you_mean
+
+
+class ParserExit(SystemExit):
+    """Help was asked for, or a mistake in the options has been told: no other code ends a verb like this."""
 
 
 class SettingsParser(HfArgumentParser):
@@ -61,6 +66,12 @@ class SettingsParser(HfArgumentParser):
         """Add an option without the twin that is spelled with dashes; `parse` takes both spellings."""
         once = [name for name in names if "-" not in name.lstrip("-")]
         return super().add_argument(*(once or names), **options)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """End the program as argparse does, told apart from other code that ends it."""
+        if message:
+            self._print_message(message, sys.stderr)
+        raise ParserExit(status)
 
     def parse(self, arguments: Sequence[str]) -> tuple[Any, ...]:
         """Return one instance of each dataclass.

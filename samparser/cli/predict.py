@@ -14,13 +14,15 @@ from samparser.prediction import predict_files
 from .parser import SettingsParser
 from .shared import BASE, DEVICE, MODEL, on_device, output_folder
 
+_NAMED = 5  # images left out are named up to so many
+
 
 @dataclass(frozen=True)
 class PredictCommand:
     """Segment images with boxes, points or a grid of points."""
 
     model: str = option(MODEL)
-    images: list[str] = option("Image files, or folders of images.")
+    images: list[str] = option("Image files, or folders of images; hidden files are left out.")
     output: str = option("Folder for masks (label PNG), overlays (PNG) and masks.json (COCO, RLE).")
     base: str | None = option(BASE, None)
     boxes: str | None = option(
@@ -28,6 +30,20 @@ class PredictCommand:
     )
     points: str | None = option("JSON file {image file name: [[x, y], ...]}, one foreground point per object.", None)
     grid: int | None = option("Segment everything from a grid of so many points per side; needs no prompts.", None)
+    pred_iou_thresh: float | None = option(
+        "With --grid: drop masks of which the model expects less IoU, from 0 (keep all) to 1. Not given: SAM's 0.88, "
+        "or what the best of the model's masks reach where none reaches that.",
+        None,
+    )
+    stability_score_thresh: float | None = option(
+        "With --grid: drop masks whose area changes more when the threshold on the logits moves, from 0 (keep all) to "
+        "1. Not given: SAM's 0.95, lowered likewise.",
+        None,
+    )
+    overwrite: bool = option(
+        "Replace files of the same names in --output that this command did not write, or that were changed since.",
+        False,
+    )
     batch: int = option("Prompts decoded together; bounds the memory, does not change the masks.", 64)
     device: Literal["auto", "cpu"] = option(DEVICE, "auto")
 
@@ -43,7 +59,11 @@ def parser() -> SettingsParser:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Segment the images and say where the masks are."""
+    """Segment the images and say where the masks are.
+
+    Returns:
+        0, or 1 where images were left out because they do not open or cannot be segmented.
+    """
     (command,) = parser().parse(arguments)
     given = [name for name in ("boxes", "points", "grid") if getattr(command, name) is not None]
     if len(given) != 1:
@@ -57,7 +77,31 @@ def run(arguments: Sequence[str]) -> int:
         boxes=command.boxes,
         points=command.points,
         grid=command.grid,
+        pred_iou_thresh=command.pred_iou_thresh,
+        stability_score_thresh=command.stability_score_thresh,
         batch=command.batch,
+        overwrite=command.overwrite,
     )
     print(f"{count(len(written), 'image')} segmented; masks, overlays and masks.json are in {command.output}")
-    return 0
+    if written.replaced:
+        print(f"{count(len(written.replaced), 'file')} that were there have been replaced")
+    if written.lowered:
+        name, why = next(iter(written.lowered.items()))
+        print(f"{name}: {why}" + _others(len(written.lowered), "Likewise"))
+    if written.empty:
+        print(
+            f"{written.empty[0]}: nothing was found. A finer --grid asks at more places; lower --pred_iou_thresh and "
+            "--stability_score_thresh keep more masks, 0 all of them." + _others(len(written.empty), "Nor")
+        )
+    if not written.left_out:
+        return 0
+    print(f"{count(len(written.left_out), 'image')} left out:")
+    for reason in list(written.left_out.values())[:_NAMED]:
+        print(f"  {reason}")
+    if len(written.left_out) > _NAMED:
+        print(f"  and {len(written.left_out) - _NAMED:,} more")
+    return 1
+
+
+def _others(images: int, word: str) -> str:
+    return f" {word} in {count(images - 1, 'other image')}." if images > 1 else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 import huggingface_hub
 
 from samparser._options import option
+from samparser.methods.publishing import published_copy
 
 from .parser import SettingsParser
 
@@ -40,7 +41,10 @@ def run(arguments: Sequence[str]) -> int:
         raise ValueError(
             f"{folder} holds nothing that was trained (no adapter_config.json, no method.json); give RUN/adapter."
         )
-    api = huggingface_hub.HfApi()
-    api.create_repo(command.repo, private=command.private, exist_ok=True)
-    print(api.upload_folder(repo_id=command.repo, folder_path=folder, commit_message="Upload adapter"))
+    with published_copy(folder) as (copy, replaced):
+        if replaced is not None:
+            print(f"Uploaded without where things lie here: {replaced}.")
+        api = huggingface_hub.HfApi()
+        api.create_repo(command.repo, private=command.private, exist_ok=True)
+        print(api.upload_folder(repo_id=command.repo, folder_path=copy, commit_message="Upload adapter"))
     return 0

@@ -12,7 +12,10 @@ import torch
 from samparser._words import count
 
 MODEL = "A SAM checkpoint (base or merged) or an adapter: a local folder, or a name on the Hugging Face hub."
-BASE = "Base model of the adapter: a folder or a name on the hub. Not given: the one that the adapter names."
+BASE = (
+    "Base model of the adapter: a folder, or a name on the hub, which is fetched. Not given: the one that the adapter "
+    "names, if it is on this machine; nothing is fetched because an adapter asks for it."
+)
 DEVICE = "auto: a GPU where there is one; cpu: never a GPU."
 
 # Up to so many images are read once before a run, so that one bad file is left out rather than stops the run later.

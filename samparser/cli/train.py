@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from samparser.data import DataSettings
 from samparser.methods import build, describe, save_trained
 from samparser.prompts import PromptSettings
 from samparser.sam import load_sam
-from samparser.training import RECIPES, EvalSettings, TrainSettings, train, verdict
+from samparser.training import EvalSettings, TrainSettings, train, verdict
 
 from .parser import SettingsParser
 from .shared import open_split, say
@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     model = build(command.method, base, **options)
     total = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     say(f"{describe(model)}; the other {total:,} parameters are frozen")
-    say(f"{_chosen(settings)} (all settings: {Path(settings.output_dir) / 'settings.json'})")
+    say(f"{settings.described()} (all settings: {Path(settings.output_dir) / 'settings.json'})")
     result = train(
         model,
         processor,
@@ -99,12 +99,3 @@ def _method_options(text: str) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise ValueError(f'--method_options must be a JSON object such as {{"rank": 64}}; got {text}')
     return options
-
-
-def _chosen(settings: TrainSettings) -> str:
-    """What the recipe filled in and what differs from the defaults, by name."""
-    defaults = {part.name: part.default for part in fields(settings)}
-    shown = ["coefficient_lr", *RECIPES[settings.recipe]]
-    shown += [name for name in settings.usual() if getattr(settings, name) != defaults[name]]
-    names = [name for name in dict.fromkeys(shown) if name not in ("recipe", "output_dir")]
-    return f"recipe {settings.recipe}: " + ", ".join(f"{name} {getattr(settings, name)}" for name in names)

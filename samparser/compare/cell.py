@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,22 @@ from samparser.methods import describe, save_trained
 from samparser.scoring.table import ScoreTable
 from samparser.training import EvalSettings, TrainSettings, evaluate, train
 from samparser.training.caching import open_cache
-from samparser.training.run_folder import git_state, versions
+from samparser.training.environment import git_state, versions
 
 from .plan import Cell
 from .workspace import Workspace, train_settings_of
 
-# Beside the adapter, the log and the scores, a run folder holds checkpoints and figures of up to gigabytes.
+# What a result file holds.
+CELL_FIELDS = ("cell", "settings", "rates", "scores", "definitions", "units", "trained", "time", "versions", "git")
 _DELETED = ("checkpoints", "figures", "tensorboard")
+_GOING = ".deleted"
 
 
 def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> dict[str, Any]:
     """Run a cell, or go on with it where an earlier command was killed.
 
-    The run folder `runs/NAME` keeps the adapter, the log and one row per instance in `scores.csv`; that of a trial
-    is deleted at the end.
+    The run folder `runs/NAME` keeps the adapter, the log and one row per instance in `scores.csv`; `tidy` deletes the
+    rest.
 
     Args:
         workspace: Model and data.
@@ -75,10 +78,6 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
         # Of a run that was stopped in between, only the last part was timed.
         whole = runtime is not None and not resume and result.steps > 0
         timing = {"steps": result.steps, "seconds_per_step": runtime / result.steps if whole else None}
-        for name in _DELETED:
-            shutil.rmtree(folder / name, ignore_errors=True)
-        if cell.kind == "trial":
-            shutil.rmtree(folder)
     return {
         "cell": {"data": cell.data, "row": cell.row, "kind": cell.kind, "number": cell.number},
         "settings": workspace.settings_of(cell, rates),
@@ -99,6 +98,27 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
     }
 
 
+def tidy(output: Path, cell: Cell) -> None:
+    """Delete what a cell no longer needs once its result is written, also what a killed command left of that.
+
+    Beside adapter, log and scores, a run folder holds checkpoints and figures of up to gigabytes; of a trial nothing is
+    kept.
+    """
+    folder = output / "runs" / cell.name
+    for left_over in (*folder.parent.glob(f".{cell.name}.*{_GOING}"), *folder.glob(f".*{_GOING}")):
+        shutil.rmtree(left_over, ignore_errors=True)
+    for path in (folder,) if cell.kind == "trial" else (folder / name for name in _DELETED):
+        _delete(path)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder, which is gone at once for whoever looks: a kill leaves no half of it under its name."""
+    if folder.exists():
+        going = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{_GOING}")
+        folder.replace(going)
+        shutil.rmtree(going, ignore_errors=True)
+
+
 def units_of(scores: ScoreTable) -> dict[str, dict[str, float]]:
     """Return what a score is the plain mean of: `{metric: {image or volume: value from 0 to 1}}`.
 
@@ -117,8 +137,7 @@ def _prepare(folder: Path) -> bool:
     """Clear what a killed command left before its run began, and say whether there is a run to go on with."""
     if (folder / "settings.json").is_file():
         return True
-    if folder.exists():
-        shutil.rmtree(folder)
+    _delete(folder)
     return False
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoConfig, SamConfig
 
 from samparser.methods.cost import method_cost
-from samparser.training.run_folder import versions
+from samparser.training.environment import versions
 
 from .experiment import Experiment, MethodRow
 from .strict import ExperimentError
@@ -46,8 +46,8 @@ def counted(row: MethodRow, config: SamConfig | None) -> dict[str, Any]:
 def _config(experiment: Experiment) -> SamConfig:
     path = experiment.model_path()
     try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
         raise ExperimentError(
             f"{experiment.name}: the model {experiment.model!r} has no configuration that can be read ({error}). Give "
             f"a folder with config.json, relative to {Path(experiment.file).parent}, or a name on the hub."

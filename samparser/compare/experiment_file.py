@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def load_experiment(path: str | Path) -> Experiment:
         content = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ExperimentError(f"The experiment file {path} cannot be read: {error}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ExperimentError(f"The experiment file {path} is not JSON: {error}.") from error
     return parse_experiment(content, path)
 
@@ -121,6 +122,7 @@ def _check(experiment: Experiment, where: str) -> None:
             raise ExperimentError(f"{where}.{kind}: the name {twice!r} occurs twice. Give one of them another `name`.")
     if not experiment.seeds or len(set(experiment.seeds)) < len(experiment.seeds):
         raise ExperimentError(f"{where}.seeds must be different whole numbers, at least one; got {experiment.seeds}.")
+    _check_seeds(experiment.seeds, f"{where}.seeds")
     _check_settings(experiment, where)
     from_json(EvalSettings, experiment.evaluation, f"{where}.evaluation")
     refuse_unknown([experiment.reference], rows, f"{where}.reference", "row")
@@ -134,6 +136,12 @@ def _check(experiment: Experiment, where: str) -> None:
     _check_paper(experiment, f"{where}.paper")
 
 
+def _check_seeds(seeds: Iterable[int], where: str) -> None:
+    wrong = [seed for seed in seeds if not 0 <= seed < 2**32]
+    if wrong:
+        raise ExperimentError(f"{where} holds {wrong[0]}; seeds are whole numbers from 0 to {2**32 - 1:,}.")
+
+
 def _check_panels(experiment: Experiment, where: str) -> None:
     panels = experiment.panels
     if panels is None:
@@ -142,6 +150,7 @@ def _check_panels(experiment: Experiment, where: str) -> None:
     titles = [row.label for row in experiment.methods if row.name in panels.rows]
     if not panels.rows or len(set(panels.rows)) < len(panels.rows) or len(set(titles)) < len(titles):
         raise ExperimentError(f"{where}.rows must be rows with different labels, at least one; got {panels.rows}.")
+    _check_seeds([panels.seed], f"{where}.seed")
     if panels.images < 1:
         raise ExperimentError(f"{where}.images is {panels.images}; it must be at least 1.")
 
@@ -156,6 +165,9 @@ def _check_search(experiment: Experiment, where: str) -> None:
     where = f"{where}.search"
     if not 0 < search.held_out < 1:
         raise ExperimentError(f"{where}.held_out is {search.held_out}; it must lie between 0 and 1.")
+    if search.epochs is not None and not search.epochs > 0:
+        raise ExperimentError(f"{where}.epochs is {search.epochs}; it must be greater than 0.")
+    _check_seeds([search.seed], f"{where}.seed")
     refuse_unknown([search.metric], METRICS[:2], where, "metric")
     for row in experiment.methods:
         trials = experiment.trials(row)

@@ -11,6 +11,7 @@ from torch import nn
 from samparser.methods import build
 
 from .experiment import Experiment, MethodRow
+from .strict import ExperimentError
 
 Kind = Literal["once", "trial", "seed"]
 
@@ -39,10 +40,20 @@ class Cell:
 
 
 def trains_nothing(row: MethodRow, base: nn.Module) -> bool:
-    """Tell whether a row's method leaves every parameter of the model frozen; asked of a model without weights."""
+    """Tell whether a row's method leaves every parameter of the model frozen; asked of a model without weights.
+
+    Raises:
+        ExperimentError: The method cannot be applied with the row's options.
+    """
     with torch.device("meta"):
         empty = type(base)(base.config)
-    return not any(parameter.requires_grad for parameter in build(row.method, empty, **row.options).parameters())
+    try:
+        tuned = build(row.method, empty, **row.options)
+    except Exception as error:
+        raise ExperimentError(
+            f"{row.name}: method {row.method!r} cannot be applied with the options {row.options}: {error}"
+        ) from error
+    return not any(parameter.requires_grad for parameter in tuned.parameters())
 
 
 def trial_cells(experiment: Experiment, data: str, row: MethodRow) -> list[Cell]:

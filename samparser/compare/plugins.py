@@ -30,6 +30,7 @@ def import_files(files: Iterable[Path]) -> None:
         sys.modules[spec.name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            del sys.modules[spec.name]
             raise ExperimentError(f"{file}, which the experiment imports, fails: {error!r}") from error
         _imported.add(file)

@@ -10,13 +10,14 @@ from typing import Any
 
 from samparser._extras import require
 
+from .cell import CELL_FIELDS, tidy
 from .collect import Column, Report
 from .counts import count_rows
 from .experiment import Experiment, MethodRow
 from .figure import draw_figure
 from .pages import write_report
 from .plan import Cell, seed_cells, trains_nothing, trial_cells
-from .step_cost import cost_settings
+from .step_cost import COST_FIELDS, cost_settings
 from .store import ResultStore
 from .strict import ExperimentError, refuse_unknown
 from .workers import Workers
@@ -64,13 +65,20 @@ def compare(
         require("matplotlib.figure", "Drawing the panels of an experiment")
     root = _root(experiment, data_root)
     require_data(experiment.data, root)
-    output = Path(output)
+    output = Path(output).expanduser().resolve()
     workspace, store = Workspace(experiment, root, output, limit), ResultStore(output)
-    run = _Run(workspace, store, Workers(workspace, processes), say)
-    run.start(cost=cost)
-    run.finish()
-    report = Report(experiment, run.columns(), run.costs)
-    draw_figure(workspace, report)
+    try:
+        run = _Run(workspace, store, Workers(workspace, processes), say)
+        run.start(cost=cost)
+        run.finish()
+        report = Report(experiment, run.columns(), run.costs)
+        draw_figure(workspace, report)
+    except SystemExit as error:
+        # With sys.exit(0) the command would end as if all had gone well.
+        raise ExperimentError(
+            f"A method or a layout that {experiment.file} imports calls sys.exit({error.code!r}). Let it raise an "
+            "error that says what is wrong. What is finished is kept."
+        ) from error
     write_report(report, output)
     return report
 
@@ -128,7 +136,7 @@ class _Run:
         self.planned = self._count(cost)
         for row in self.experiment.methods if cost else ():
             settings = cost_settings(self.workspace, row)
-            found = self.store.read_same(f"cost--{row.name}", settings)
+            found = self.store.read_same(f"cost--{row.name}", settings, COST_FIELDS)
             if found is None:
                 self.workers.add(row.name)
             else:
@@ -154,6 +162,7 @@ class _Run:
                 self._tell(f"cost of {task}", f"{result['step_ratio']:.2f} of the reference's step")
                 continue
             self.store.write(task.name, result)
+            tidy(self.workspace.output, task)
             self.results[task] = result
             score = result["scores"]["instance_image_mean"]["miou"]
             seconds = result["time"]["total_seconds"]
@@ -195,8 +204,9 @@ class _Run:
                 self._want(cell, rates)
 
     def _want(self, cell: Cell, rates: Mapping[str, float]) -> None:
-        found = self.store.read_same(cell.name, self.workspace.settings_of(cell, rates))
+        found = self.store.read_same(cell.name, self.workspace.settings_of(cell, rates), CELL_FIELDS)
         if found is not None:
+            tidy(self.workspace.output, cell)
             self.results[cell] = found
         else:
             self.workers.add(cell, rates)

@@ -19,6 +19,11 @@ from .counts import counted
 from .experiment import Experiment, MethodRow
 from .workspace import Workspace
 
+# What the result file of a cost holds.
+COST_FIELDS = (
+    *("settings", "trained", "bytes", "macs", "step_seconds", "step_ratio", "rounds", "peak_bytes"),
+    *("device", "threads"),
+)
 _ROUNDS = 5
 
 

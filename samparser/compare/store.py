@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ class ResultStore:
         """Return where the result called `name` stands."""
         return self.folder / f"{name}.json"
 
-    def read_same(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Read a result that was made with these settings; None where there is none yet.
+    def read_same(self, name: str, settings: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any] | None:
+        """Read a result that was made with these settings and has these fields; None where there is none yet.
 
         Raises:
             ExperimentError: The file is damaged, or was made with other settings; the message names every difference.
@@ -38,8 +38,14 @@ class ResultStore:
             return None
         try:
             result = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ExperimentError(f"{path} is not JSON ({error}). Delete it to run its cell again.") from error
+        lacking = [name for name in fields if not isinstance(result, dict) or name not in result]
+        if lacking or not isinstance(result["settings"], dict):
+            raise ExperimentError(
+                f"{path} lacks {', '.join(lacking) or 'its settings'}, so it is no result. Delete it to run its cell "
+                "again."
+            )
         if changed := differences(result["settings"], settings):
             raise ExperimentError(
                 f"{path} was made with other settings than the experiment says now:\n  "

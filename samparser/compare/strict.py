@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from samparser._words import did_you_mean
 
 T = TypeVar("T")
+# Up to here a float holds every whole number.
+_LARGEST = 2**53
 
 
 class ExperimentError(ValueError):
@@ -60,7 +62,7 @@ def check_fields(kind: type, given: Any, where: str, *, allowed: Iterable[str] |
     refuse_unknown(given, [part.name for part in fields(kind)] if allowed is None else allowed, where)
     for name, value in given.items():
         if not _fits(value, hints[name]):
-            raise ExperimentError(f"{where}.{name} must be {_say(hints[name])}, got {value!r}.")
+            raise ExperimentError(f"{where}.{name} must be {_say(hints[name])}, got {value!r:.200}.")
     return dict(given)
 
 
@@ -96,6 +98,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and all(_fits(k, choices[0]) and _fits(v, choices[1]) for k, v in value.items())
     if isinstance(value, bool):
         return hint is bool
+    if isinstance(value, int | float) and not abs(value) <= _LARGEST:  # neither infinite nor no number
+        return False
     return isinstance(value, int | float if hint is float else hint)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -12,6 +14,8 @@ from typing import Any
 
 import torch
 
+from samparser._extras import require
+
 from .cell import run_cell
 from .experiment import Experiment
 from .plan import Cell
@@ -19,6 +23,8 @@ from .plugins import import_files
 from .step_cost import measure_cost
 from .workspace import Workspace
 
+# What a worker is told when it starts, and what it opens with its first task: an error then has a task to belong to.
+_place: Any = ()
 _workspace: Workspace | None = None
 
 Task = Cell | str  # a cell, or the name of a row whose cost is measured
@@ -29,15 +35,25 @@ class CellError(RuntimeError):
 
 
 def _start_worker(experiment: Experiment, root: Path, output: Path, limit: int | None, one_thread: bool) -> None:
-    global _workspace
+    global _place
+    # Ctrl-C reaches all processes of a terminal; the one that started the others ends them, and only it speaks.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Progress bars share a lock between processes, which one that is ended leaves behind; here nobody shares it.
+    require("tqdm", "Training").tqdm.set_lock(threading.RLock())
     if one_thread:
         torch.set_num_threads(1)
-    import_files([experiment.file.parent / name for name in experiment.imports])
-    _workspace = Workspace(experiment, root, output, limit)
+    _place = (experiment, root, output, limit)
 
 
 def _work(task: Task, rates: dict[str, float]) -> dict[str, Any]:
-    assert _workspace is not None
+    global _workspace
+    if _workspace is None:
+        experiment, *rest = _place
+        try:
+            import_files([experiment.file.parent / name for name in experiment.imports])
+            _workspace = Workspace(experiment, *rest)
+        except (Exception, SystemExit) as error:
+            raise CellError(f"{_title(task)} failed: {type(error).__name__}: {error}") from error
     return do(_workspace, task, rates)
 
 
@@ -59,7 +75,7 @@ def do(workspace: Workspace, task: Task, rates: dict[str, float]) -> dict[str, A
             if isinstance(task, str):
                 return measure_cost(workspace, workspace.experiment.row(task))
             return run_cell(workspace, task, rates)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Errors of other packages cannot always be carried from one process to another; their text can.
         raise CellError(
             f"{_title(task)} failed: {type(error).__name__}: {error}\nIts log is {log}. What is finished is kept; "
@@ -132,19 +148,41 @@ class Workers:
                     self._waiting.clear()
             if failed is not None:
                 raise failed
+        except CellError:
+            raise
+        except BaseException:
+            self._end_processes()
+            raise
         finally:
-            if self._pool is not None:
-                self._pool.shutdown(wait=True, cancel_futures=True)
-                self._pool = None
+            self._shut_down()
 
     def _alone(self, task: str) -> dict[str, Any]:
-        with self._make_pool(1, one_thread=self.processes > 1) as pool:
-            return _result(task, pool.submit(_work, task, {}))
+        self._pool = self._make_pool(1, one_thread=self.processes > 1)
+        try:
+            return _result(task, self._pool.submit(_work, task, {}))
+        except CellError:
+            raise
+        except BaseException:
+            self._end_processes()
+            raise
+        finally:
+            self._shut_down()
 
     def _executor(self) -> ProcessPoolExecutor:
         if self._pool is None:
             self._pool = self._make_pool(self.processes, one_thread=True)
         return self._pool
+
+    def _end_processes(self) -> None:
+        """End the running cells at once, where the program was stopped; what they wrote is whole or not there."""
+        # `ProcessPoolExecutor.terminate_workers` does this from Python 3.14 on.
+        for process in list((getattr(self._pool, "_processes", None) or {}).values()):
+            process.terminate()
+
+    def _shut_down(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
 
     def _make_pool(self, processes: int, *, one_thread: bool) -> ProcessPoolExecutor:
         space = self.workspace

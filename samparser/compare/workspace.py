@@ -110,7 +110,7 @@ class Workspace:
         seed = cell.number
         if cell.kind == "trial" and search is not None:
             seed = search.seed
-            by_volume = source.options.get("split_volumes", False)
+            by_volume = source.options.get("split_volumes", True)
             kept, held_out = hold_out(train_set.names, search.held_out, seed, by_volume=by_volume)
             if not kept:
                 raise ExperimentError(

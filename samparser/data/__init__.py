@@ -10,13 +10,14 @@ from .flips import Flipped, RandomlyFlipped  # noqa: E402
 from .layouts import LAYOUTS, detect_layout, open_dataset  # noqa: E402
 from .readers.images import read_image  # noqa: E402
 from .readers.reader import Layout, Reader  # noqa: E402
-from .sample import DataError, Instance, Sample, Skipped  # noqa: E402
+from .sample import DataError, DataWarning, Instance, Sample, Skipped  # noqa: E402
 from .settings import DataSettings  # noqa: E402
 
 __all__ = [
     "LAYOUTS",
     "DataError",
     "DataSettings",
+    "DataWarning",
     "Flipped",
     "Instance",
     "Layout",

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from samparser._words import did_you_mean, shortened
+from samparser._words import count, did_you_mean, shortened
 
 from .dataset import SegmentationDataset
+from .other_layouts import hint
 from .readers import coco_layout, folders, nifti, ssdd, voc
 from .readers.reader import Layout, Reader, class_ids, merge_classes
 from .sample import DataError
 from .settings import SPLITS, DataSettings
-from .splits import drawn, listed, read_split_file
+from .splits import drawn, listed, read_split_file, volume_of
 
 # In the order in which they are tried: the more particular first. Layouts added later are tried before these.
 LAYOUTS: dict[str, Layout] = {
@@ -46,7 +47,7 @@ def detect_layout(path: str | Path) -> str:
     held = sorted(p.name + "/" * p.is_dir() for p in path.iterdir()) if path.is_dir() else []
     known = "\n  ".join(f"{name}: {layout.looks_like}" for name, layout in LAYOUTS.items())
     raise DataError(
-        f"The layout of {path} is not known. It holds {shortened(held, 12)}. Layouts:\n"
+        f"The layout of {path} is not known. It holds {shortened(held, 12)}.{hint(path)} Layouts:\n"
         f"  {known}\nArrange the files like one of these, or name the parts with the annotations, images and masks "
         f"settings."
     )
@@ -83,11 +84,6 @@ def open_dataset(settings: DataSettings, split: str) -> SegmentationDataset:
         dataset = dataset.subset(sorted(chosen.tolist()))
     if settings.scan:
         dataset = dataset.scanned()
-    if len(dataset) == 0 and not dataset.skipped:
-        raise DataError(
-            f"The {split} split of {root} is empty: its ratio of the images that there are comes to none. Set "
-            f"val_ratio (or test_ratio) higher, or name the images of each split in a split_file."
-        )
     if len(dataset) == 0:
         reasons = Counter(skip.why for skip in dataset.skipped).most_common(5)
         left_out = "; ".join(f"{why}: {times}" for why, times in reasons)
@@ -138,15 +134,29 @@ def _parts(root: Path, settings: DataSettings, layout: Layout, split: str) -> Pa
         if settings.split_file:
             return [(reader, listed(root, settings, reader, split))]
         ratio = layout.held_out if settings.val_ratio is None else settings.val_ratio
-        return [(reader, drawn(reader.names, ratio, settings)[split])]
+        return [(reader, _drawn(root, reader, ratio, settings, split))]
     if split == "all":
         readers = [layout.open_reader(root, settings, part) for part in own]
         return [(reader, range(len(reader.names))) for reader in readers]
     if settings.val_ratio is not None and "val" not in own and split in ("train", "val"):
         reader = layout.open_reader(root, settings, "train")
-        return [(reader, drawn(reader.names, settings.val_ratio, replace(settings, test_ratio=0.0))[split])]
+        return [(reader, _drawn(root, reader, settings.val_ratio, replace(settings, test_ratio=0.0), split))]
     if split not in own:
         advice = " Set val_ratio to hold out a part of train as val." if split == "val" and "train" in own else ""
         raise DataError(f"{root} has no {split} split; it has {', '.join(own)}.{advice}")
     reader = layout.open_reader(root, settings, split)
     return [(reader, range(len(reader.names)))]
+
+
+def _drawn(root: Path, reader: Reader, ratio: float, settings: DataSettings, split: str) -> list[int]:
+    indices = drawn(reader.names, ratio, settings)[split]
+    if reader.names and not indices:
+        volumes = {volume_of(name) for name in reader.names} if settings.split_volumes else set()
+        by_volume = bool(volumes) and len(volumes) < len(reader.names)
+        what = count(len(volumes), "volume") if by_volume else "images"
+        raise DataError(
+            f"The {split} split of {root} is empty: its ratio of the {what} that there are comes to none. Set "
+            f"val_ratio (or test_ratio) higher, or name the images of each split in a split_file"
+            + (", or set split_volumes to false to divide single slices." if by_volume else ".")
+        )
+    return indices

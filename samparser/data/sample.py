@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +11,15 @@ import numpy as np
 
 class DataError(ValueError):
     """Something about a data set that its owner can put right; the message says what, where and how."""
+
+
+class DataWarning(UserWarning):
+    """Something about a data set that may be a mistake; reading goes on."""
+
+
+def warn(text: str) -> None:
+    """Warn of something about a data set; Python shows the same text once."""
+    warnings.warn(text, DataWarning, stacklevel=3)
 
 
 class Skipped(NamedTuple):

@@ -28,6 +28,12 @@ class DataSettings:
         "train, val or test. Without {split} the one file is divided by ratio or by split_file.",
         None,
     )
+    crowds: bool | None = option(
+        "Keep COCO annotations with iscrowd set as objects. Default: only where it marks brush masks, as CVAT does and "
+        "files in which every mask is a run-length encoding with it; elsewhere it marks regions of many objects, which "
+        "are left out.",
+        None,
+    )
     images: str | None = option("Folder of the images, relative to the data folder; may contain {split}.", None)
     masks: str | None = option(
         "Folder of the masks (layout folders), relative to the data folder; may contain {split}.", None
@@ -60,7 +66,9 @@ class DataSettings:
     )
     test_ratio: float = option("Part held out as test besides val. With 0, test names the same images as val.", 0.0)
     split_volumes: bool = option(
-        "Divide CT data by volume and not by slice as the paper does, so that no patient is in two parts.", False
+        "Divide CT data by volume, so that no patient is in two parts. false divides by slice, as the paper does: "
+        "slices of one patient are then in both, which flatters the scores.",
+        True,
     )
     split_seed: int = option("Seed of the division into train, val and test.", 0)
     limit: int | None = option("Use only this many images, drawn with split_seed: for trials.", None)
@@ -69,8 +77,12 @@ class DataSettings:
         "instance. Takes minutes on a large set; otherwise a bad file stops the run when its turn comes.",
         False,
     )
-    window_level: float = option("Centre of the CT window in Hounsfield units.", 40.0)
-    window_width: float = option("Width of the CT window in Hounsfield units.", 400.0)
+    window_level: float | None = option(
+        "Centre of the window of volumes, in Hounsfield units for CT. Default: 40 for CT; volumes of other values are "
+        "shown between percentiles of their own.",
+        None,
+    )
+    window_width: float | None = option("Width of that window. Default: 400 for CT.", None)
 
     def __post_init__(self) -> None:
         if self.min_area is not None and self.min_area < 1:
@@ -85,5 +97,5 @@ class DataSettings:
                 f"val_ratio and test_ratio are parts of the images and must leave some to train on, got "
                 f"val_ratio={self.val_ratio} and test_ratio={self.test_ratio}."
             )
-        if self.window_width <= 0:
+        if self.window_width is not None and self.window_width <= 0:
             raise ValueError(f"window_width must be positive, got {self.window_width}.")

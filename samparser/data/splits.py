@@ -10,11 +10,12 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from .readers.paths import read_text
 from .readers.reader import Reader
 from .sample import DataError
 from .settings import DataSettings
 
-_SLICE = re.compile(r"#\d{4}$")
+_SLICE = re.compile(r"#\d{4,}$")
 
 
 def volume_of(name: str) -> str:
@@ -29,7 +30,7 @@ def volume_of(name: str) -> str:
 def drawn(names: Sequence[str], val_ratio: float, settings: DataSettings) -> dict[str, list[int]]:
     """Divide at random: "train", "val" and "test" -> indices. With no part for test, test is val.
 
-    Parts that are asked for are not empty. With `split_volumes` whole volumes are divided.
+    Parts that are asked for are not empty. With `split_volumes`, the default, whole volumes are divided.
     """
     units = _by_unit(names) if settings.split_volumes else {name: [index] for index, name in enumerate(names)}
     order = list(units)
@@ -55,15 +56,16 @@ def listed(root: Path, settings: DataSettings, reader: Reader, split: str) -> li
         raise DataError(
             f"The split file {settings.split_file} has no {split} split; it has {', '.join(lists) or 'none'}."
         )
-    owners: dict[str, str] = {}
+    known = _by_any_name(reader.names)
+    owners: dict[int | str, str] = {}
     for part, names in lists.items():
         for name in names:
-            if owners.setdefault(name, part) != part:
-                raise DataError(f"{settings.split_file} lists {name} under {owners[name]} and under {part}.")
-    known = _by_any_name(reader.names)
+            for place in known.get(name, [name]):
+                if owners.setdefault(place, part) != part:
+                    raise DataError(f"{settings.split_file} lists {name} under {owners[place]} and under {part}.")
     left_out = {key for skip in reader.skipped for key in _keys(volume_of(Path(skip.where).as_posix()))}
     indices, unknown = [], []
-    for name in lists[split]:
+    for name in dict.fromkeys(lists[split]):
         if name in known:
             indices += known[name]
         elif name not in left_out:
@@ -74,7 +76,7 @@ def listed(root: Path, settings: DataSettings, reader: Reader, split: str) -> li
             f"image or several, {unknown[0]!r} for instance. Names of this set look like {reader.names[0]!r}; the "
             f"file name alone is enough where it is unique."
         )
-    return indices
+    return list(dict.fromkeys(indices))
 
 
 def _by_unit(names: Sequence[str]) -> dict[str, list[int]]:
@@ -104,7 +106,7 @@ def read_split_file(base: Path, split_file: str) -> dict[str, list[str]]:
     """Return the names listed for each split."""
     try:
         if split_file.endswith(".json"):
-            lists = json.loads((base / split_file).read_text("utf-8"))
+            lists = json.loads(_text(base / split_file))
             if not isinstance(lists, dict) or not all(isinstance(names, list) for names in lists.values()):
                 raise DataError(f'{base / split_file} must be of the form {{"train": [names], "val": [names]}}.')
             return {part: [str(name) for name in names] for part, names in lists.items()}
@@ -112,9 +114,16 @@ def read_split_file(base: Path, split_file: str) -> dict[str, list[str]]:
             raise DataError(f"split_file needs {{split}} in its name, or to be a JSON file; got {split_file!r}.")
         files = {part: base / split_file.format(split=part) for part in ("train", "val", "test")}
         return {
-            part: [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+            part: [line.strip() for line in _text(path).splitlines() if line.strip()]
             for part, path in files.items()
-            if path.is_file()
+            if path.exists()
         }
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"The split file {base / split_file} cannot be read: {error}.") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_text(path)
+    except DataError as error:
+        raise DataError(f"The split file {path} cannot be read: {error}") from error

@@ -141,11 +141,11 @@ class FeatureCache:
     def _stored(self, key: str) -> Tensor | None:
         """Return the features under a key; None where they are not there, or damaged, of which a warning tells."""
         try:
-            return self.store.read(key, verify=True)
+            return self.store.read(key)
         except MissingFeaturesError:
             return None
         except DamagedFeaturesError as error:
-            warnings.warn(f"{error} It is computed anew now.", stacklevel=3)
+            warnings.warn(f"{str(error).partition(' Fill the cache')[0]} It is computed anew now.", stacklevel=3)
             return None
 
     def need(self, images: int) -> str:

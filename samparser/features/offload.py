@@ -7,10 +7,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from samparser._files import replacing
+from samparser._hashing import sha256_of
+
+from .store import DamagedFeaturesError, write_tensors
+
+_LOAD_AGAIN = (
+    "It held the frozen part of the image encoder while features took its place, so this model is incomplete now: load "
+    "the base model again. A training run goes on from its last checkpoint with --resume."
+)
 
 
 class FeatureInput(nn.Module):
@@ -57,8 +64,8 @@ class EncoderAside:
         self._neck = encoder.neck
         self._tensors = dict(_tensors(self._parts, self._position))
         if not _holds(weights, self._tensors):
-            with replacing(weights) as temporary:
-                save_file({name: t.detach().cpu().contiguous() for name, t in self._tensors.items()}, temporary)
+            write_tensors(weights, {name: t.detach().cpu().contiguous() for name, t in self._tensors.items()})
+        self._hash = sha256_of(*self._tensors.values())
         dtype = next(iter(self._tensors.values())).dtype
         for tensor in self._tensors.values():
             tensor.data = tensor.data.new_empty(0)
@@ -69,12 +76,22 @@ class EncoderAside:
             encoder.neck = nn.Identity()
 
     def restore(self) -> None:
-        """Give the encoder its frozen part back: the same parameter objects with the same values, on its device."""
+        """Give the encoder its frozen part back: the same parameter objects with the same values, on its device.
+
+        Raises:
+            DamagedFeaturesError: The file with the weights is gone or has changed meanwhile.
+        """
         device = next(self._neck.parameters()).device
-        values = load_file(self._weights, device=str(device))
-        for name, tensor in self._tensors.items():
+        try:
+            values = load_file(self._weights)
             # A copy: the loaded tensors may still be the file, which is not ours to rely on from here on.
-            tensor.data = values[name].clone()
+            back = {name: values[name].clone() for name in self._tensors}
+        except (OSError, SafetensorError, KeyError) as error:
+            raise DamagedFeaturesError(f"{self._weights} cannot be read ({error}). {_LOAD_AGAIN}") from error
+        if sha256_of(*back.values()) != self._hash:
+            raise DamagedFeaturesError(f"{self._weights} has changed since it was written. {_LOAD_AGAIN}")
+        for name, tensor in self._tensors.items():
+            tensor.data = back[name].to(device)
         self._encoder.patch_embed = self._parts["patch_embed"]
         self._encoder.layers = self._parts["layers"]
         self._encoder.pos_embed = self._position

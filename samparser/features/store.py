@@ -1,8 +1,7 @@
-"""Cached features on disk: one safetensors file for each image, written whole, read by memory mapping."""
+"""Cached features on disk: one safetensors file for each image, written whole, verified whenever it is read."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,18 +10,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from samparser._files import replacing
+from samparser._files import remove_abandoned, replacing
 from samparser._hashing import sha256_of
 
 _NAME = "features"
-_ABANDONED_AFTER = 3600.0
 
 
-class MissingFeaturesError(LookupError):
-    """The cache holds nothing for this image; the message says what to do."""
+class FeaturesError(RuntimeError):
+    """An entry of the cache cannot be used; the message says why and what to do."""
+
+    def __init__(self, message: str) -> None:
+        # From a worker of a DataLoader the message comes back with the worker's whole traceback before it.
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
-class DamagedFeaturesError(RuntimeError):
+class MissingFeaturesError(FeaturesError):
+    """The cache holds nothing for this image."""
+
+
+class DamagedFeaturesError(FeaturesError):
     """An entry of the cache is cut off or altered; the message names the file."""
 
 
@@ -51,12 +57,11 @@ class FeatureStore:
         """Return the file of an image's features."""
         return self.folder / key[:2] / f"{key}.safetensors"
 
-    def read(self, key: str, *, verify: bool = False) -> Tensor:
-        """Return the features of an image, mapped from the file: nothing is read before it is used.
+    def read(self, key: str) -> Tensor:
+        """Return the features of an image, after comparing their checksum.
 
         Args:
             key: The image's, see `image_key`.
-            verify: Also compare the checksum, which reads all of the entry.
 
         Raises:
             MissingFeaturesError: There is no entry.
@@ -66,11 +71,12 @@ class FeatureStore:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                features = file.get_tensor(_NAME)
+                features = file.get_tensor(_NAME).clone()  # a copy: what is compared is what is used
         except FileNotFoundError:
             raise MissingFeaturesError(
-                f"No features of this image in {self.folder}. Fill the cache with all images before it is used, "
-                "and check that no image has changed since."
+                f"No features of this image in {self.folder}: {path.name} is not there. Fill the cache with all images "
+                "before it is used, and check that no image has changed since. A run that stopped here goes on with "
+                "--resume, which fills what is missing."
             ) from None
         except (SafetensorError, OSError) as error:
             raise DamagedFeaturesError(f"{path} cannot be read ({error}). {_REFILL}") from error
@@ -80,7 +86,7 @@ class FeatureStore:
             raise DamagedFeaturesError(
                 f"{path} holds {features.dtype} {tuple(features.shape)} instead of {self.dtype} {self.shape}. {_REFILL}"
             )
-        if verify and metadata.get("sha256") != sha256_of(features):
+        if metadata.get("sha256") != sha256_of(features):
             raise DamagedFeaturesError(f"{path} has changed since it was written: its checksum differs. {_REFILL}")
         return features
 
@@ -101,8 +107,7 @@ class FeatureStore:
             stored = narrow
         stored = stored.contiguous()
         metadata = {"fingerprint": self.fingerprint, "image": key, "sha256": sha256_of(stored)}
-        with replacing(self.path(key)) as temporary:
-            save_file({_NAME: stored}, temporary, metadata=metadata)
+        write_tensors(self.path(key), {_NAME: stored}, metadata)
         return stored
 
     def size(self) -> tuple[int, int]:
@@ -111,10 +116,27 @@ class FeatureStore:
         return len(sizes), sum(sizes)
 
     def remove_abandoned(self) -> None:
-        """Delete temporary files that a killed process left an hour ago or earlier."""
-        for path in self.folder.glob("??/.*.tmp.safetensors"):
-            if time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
-                path.unlink(missing_ok=True)
+        """Delete temporary files that a killed process left an hour ago or earlier; several may fill one folder."""
+        remove_abandoned(self.folder)
 
 
-_REFILL = "Fill the cache again: what is damaged is computed anew."
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Raises:
+        OSError: It could not be written, for instance because the disk is full.
+    """
+    try:
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+    except SafetensorError as error:  # its own type, which is no OSError
+        raise OSError(
+            f"{path} could not be written ({error}). What the cache holds is whole; make room, or name a folder on "
+            "another disk, and go on."
+        ) from error
+
+
+_REFILL = (
+    "Fill the cache again: what is damaged is computed anew. A run that stopped here goes on with --resume, which "
+    "fills the cache first."
+)

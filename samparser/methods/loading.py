@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
+import torch
 from huggingface_hub import snapshot_download
-from peft import PeftConfig, PeftModel
-from safetensors import SafetensorError, safe_open
+from huggingface_hub.errors import LocalEntryNotFoundError
+from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import SamProcessor
 
 from samparser.sam import load_sam
@@ -18,13 +21,17 @@ from samparser.sam import load_sam
 from .base_check import check_base as check_base_weights
 from .folder import METHOD_FILE, PEFT_CONFIG, PEFT_TENSORS, TENSOR_FILE, MethodFile, format_of, read_peft_config
 from .registry import AppliedMethod, build, refuse_tuned, set_applied_method
+from .restoring import unchanged_on_error
 from .saving import trained_tensors
 
 
 def load_model(
-    path: str | Path, base: str | Path | None = None, *, check_base: bool = True
+    path: str | Path, base: str | Path | None = None, *, check_base: bool = True, check_weights: bool = True
 ) -> tuple[nn.Module, SamProcessor]:
     """Load a model that is ready to predict, and the processor of its base.
+
+    Of the hub nothing is fetched but what the caller names: where a trained part names a base that is neither a folder
+    nor in the hub's cache on this machine, the error says what would be fetched, and giving it as `base` fetches it.
 
     Args:
         path: A model (a folder with `config.json`), or a folder that `save_trained` or PEFT wrote; or the name of
@@ -32,6 +39,7 @@ def load_model(
             exists as a folder is read from there. Of a hub repository, no pickle is fetched.
         base: The base model of a trained part. Not given, it is read from the folder.
         check_base: As for `load_trained`.
+        check_weights: As for `load_trained`.
 
     Returns:
         Model and processor.
@@ -47,31 +55,22 @@ def load_model(
         if base is not None:
             raise ValueError(f"{path} is a whole model, so base={str(base)!r} has no use. Leave it out.")
         return load_sam(path)
-    name = str(base) if base is not None else _recorded_base(folder)
-    if not name:
-        raise ValueError(
-            f"{folder} does not say which base model it was trained on. Give it: base='facebook/sam-vit-base', or the "
-            f"folder of the base."
-        )
-    try:
-        model, processor = load_sam(name)
-    except (OSError, ValueError) as error:
-        if base is not None:
-            raise
-        raise type(error)(
-            f"{folder} was trained on {name!r}, which cannot be loaded: {error} If the base is elsewhere now, give it "
-            f"as base."
-        ) from error
-    return load_trained(model, folder, check_base=check_base), processor
+    model, processor = load_sam(base) if base is not None else _load_recorded_base(folder)
+    return load_trained(model, folder, check_base=check_base, check_weights=check_weights), processor
 
 
 def load_trained(
-    base_model: nn.Module, folder: str | Path, *, trainable: bool = False, check_base: bool = True
+    base_model: nn.Module,
+    folder: str | Path,
+    *,
+    trainable: bool = False,
+    check_base: bool = True,
+    check_weights: bool = True,
 ) -> nn.Module:
     """Put a saved trained part on its base model, bit for bit.
 
-    The base model is changed in place; use what is returned. It comes back frozen and in eval mode, or with
-    `trainable` ready to be trained on.
+    The base model is changed in place, and is as it was where loading fails; use what is returned. It comes back frozen
+    and in eval mode, or with `trainable` ready to be trained on.
 
     Args:
         base_model: The plain model the part was trained on.
@@ -79,13 +78,15 @@ def load_trained(
         trainable: Whether the loaded part is to be trained further.
         check_base: Whether to refuse a base whose frozen weights are not those of the training (the comparison takes
             about a second for ViT-B). Adapters of coefficients compare the weights they change, and with False warn.
+        check_weights: Whether to refuse trained weights that are not those that were saved. Adapters that PEFT alone
+            wrote hold no hashes to compare with.
 
     Returns:
         The tuned model.
 
     Raises:
         FileNotFoundError: The folder does not exist or holds no trained part.
-        ValueError: The base is another one, the method is unknown, or the files are incomplete or do not fit.
+        ValueError: The base is another one, the method is unknown, or the files are damaged, incomplete or do not fit.
     """
     folder = Path(folder)
     refuse_tuned(base_model, f"loading {folder}")
@@ -93,10 +94,24 @@ def load_trained(
     saved = MethodFile.read(folder)
     if check_base and saved is not None and saved.base:
         check_base_weights(base_model, {**saved.base, "name": saved.base_model}, folder)
-    if is_peft:
-        return _load_peft(base_model, folder, saved, trainable, check_base)
-    assert saved is not None, "a folder of this format is recognised by its method.json"
-    return _load_tensors(base_model, folder, saved, trainable)
+    path = folder / (PEFT_TENSORS if is_peft else TENSOR_FILE)
+    tensors = _read_tensors(path) if is_peft or path.exists() else {}
+    if check_weights and saved is not None:
+        saved.check_trained(tensors, path)
+    with unchanged_on_error(base_model), _explained(folder, base_model):
+        if is_peft:
+            model = _put_adapter(base_model, folder, tensors.keys(), check_base)
+        else:
+            assert saved is not None, "a folder of this format is recognised by its method.json"
+            model = _put_tensors(base_model, folder, tensors, saved)
+    if is_peft and saved is not None:
+        trained = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+        set_applied_method(model, AppliedMethod(saved.method, saved.options, trained))
+    if not trainable:
+        model.requires_grad_(False).eval()
+        if is_peft:
+            model.active_peft_config.inference_mode = True
+    return model
 
 
 def trained_folder(path: str | Path) -> Path | None:
@@ -131,66 +146,106 @@ def trained_folder(path: str | Path) -> Path | None:
     return fetched if any((fetched / name).is_file() for name in (PEFT_CONFIG, METHOD_FILE)) else None
 
 
-def _recorded_base(folder: Path) -> str | None:
+def _load_recorded_base(folder: Path) -> tuple[nn.Module, SamProcessor]:
+    """Load the base that a folder names, from this machine: the file is a stranger's, who must not choose downloads."""
     if format_of(folder) == "peft":
-        return read_peft_config(folder).get("base_model_name_or_path")
-    saved = MethodFile.read(folder)
-    return saved.base_model if saved else None
+        name = read_peft_config(folder).base_model_name_or_path
+    else:
+        saved = MethodFile.read(folder)
+        name = saved.base_model if saved else None
+    if not name:
+        raise ValueError(
+            f"{folder} does not say which base model it was trained on. Give it: base='facebook/sam-vit-base', or the "
+            f"folder of the base."
+        )
+    cached = None if Path(name).expanduser().exists() else _cached(name)
+    if cached is not None and not any(cached.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"{folder} was trained on {name!r}, which is not on this machine. Nothing is fetched because a file says "
+            f"so: give base={name!r} to fetch it from the Hugging Face hub, or the folder of the base."
+        )
+    try:
+        model, processor = load_sam(cached or name)
+    except (OSError, ValueError) as error:
+        raise type(error)(
+            f"{folder} was trained on {name!r}, which cannot be loaded: {error} If the base is elsewhere now, give it "
+            f"as base."
+        ) from error
+    # A folder of the cache says nothing to whoever reads what is saved from here on.
+    cast(Any, model).name_or_path = name
+    return model, processor
 
 
-def _load_peft(
-    base_model: nn.Module, folder: Path, method_file: MethodFile | None, trainable: bool, check_base: bool
-) -> nn.Module:
-    read_peft_config(folder)
-    with _readable(folder / PEFT_TENSORS), safe_open(folder / PEFT_TENSORS, "pt") as file:
-        saved = set(file.keys())
-    config = PeftConfig.from_pretrained(str(folder))
-    for name in getattr(config, "modules_to_save", None) or ():
-        if not any(f".{name}." in f".{key}" for key in saved):
+def _cached(name: str) -> Path | None:
+    """Return the folder that the hub's cache has for a name, with or without content; None for what is no such name."""
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return Path("not in the cache")
+    except ValueError:  # no valid name: load_sam says so
+        return None
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        size = f" ({path.stat().st_size:,} bytes)" if path.is_file() else ""
+        raise ValueError(
+            f"{path}{size} is damaged or cut off: {error}. Copy the whole folder again, or save it again."
+        ) from error
+
+
+@contextmanager
+def _explained(folder: Path, model: nn.Module) -> Iterator[None]:
+    """Turn what other libraries raise over files that do not fit into one error that names the folder."""
+    try:
+        yield
+    except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and str(folder) in str(error):
+            raise
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(
+            f"{folder} cannot be put on this {type(model).__name__}: {kind}{error} It is damaged, or the base model is "
+            f"not the one it was trained on. Copy the whole folder again, or save it again."
+        ) from error
+
+
+def _put_adapter(base_model: nn.Module, folder: Path, saved: Set[str], check_base: bool) -> PeftModel:
+    path = folder / PEFT_TENSORS
+    config = read_peft_config(folder)
+    plain = base_model.state_dict().keys()
+    for module in getattr(config, "modules_to_save", None) or ():
+        needed = {f"base_model.model.{key}" for key in plain if f".{module}." in f".{key}"}
+        lacking = needed - saved
+        if lacking and not any(f".{module}." in f".{key}" for key in saved - needed):
+            some = f"{len(lacking)} of the {len(needed)} weights" if len(lacking) < len(needed) else "the weights"
             raise ValueError(
-                f"{folder / PEFT_TENSORS} lacks the weights of {name!r}, which {PEFT_CONFIG} says were trained: the "
-                f"masks would come from an untrained {name}. Copy the whole adapter, or save it again."
+                f"{path} lacks {some} of {module!r}, which {PEFT_CONFIG} says were trained (first {min(lacking)}): the "
+                f"masks would come from an untrained {module}. Copy the whole adapter, or save it again."
             )
     if not check_base and hasattr(config, "base_check"):
         config.base_check = "warn"
     model = PeftModel.from_pretrained(base_model, str(folder), config=config, is_trainable=True)
-    _refuse_difference(trained_tensors(model).keys(), saved, f"{folder / PEFT_TENSORS} does not fit its configuration")
-    trained = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    if method_file is not None:
-        set_applied_method(model, AppliedMethod(method_file.method, method_file.options, trained))
-    if not trainable:
-        model.requires_grad_(False).eval()
-        model.active_peft_config.inference_mode = True
+    _refuse_difference(trained_tensors(model).keys(), saved, f"{path} does not fit its configuration")
     return model
 
 
-def _load_tensors(base_model: nn.Module, folder: Path, method_file: MethodFile, trainable: bool) -> nn.Module:
+def _put_tensors(base_model: nn.Module, folder: Path, tensors: Mapping[str, Tensor], saved: MethodFile) -> nn.Module:
     path = folder / TENSOR_FILE
-    with _readable(path):
-        tensors = load_file(path) if path.is_file() else {}
-    model = build(method_file.method, base_model, **method_file.options)
+    model = build(saved.method, base_model, **saved.options)
     mine = trained_tensors(model)
-    _refuse_difference(mine.keys(), tensors.keys(), f"{path} does not fit method {method_file.method!r}")
+    _refuse_difference(mine.keys(), tensors.keys(), f"{path} does not fit method {saved.method!r}")
     for name, tensor in tensors.items():
         if tensor.shape != mine[name].shape:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)} in {path} and {tuple(mine[name].shape)} in this model: the "
                 f"base is another one. Load the base model it was trained on."
             )
-    model.load_state_dict(tensors, strict=False)
-    return model if trainable else model.requires_grad_(False).eval()
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Say which file it is when safetensors cannot read one."""
-    try:
-        yield
-    except SafetensorError as error:
-        size = path.stat().st_size
-        raise ValueError(
-            f"{path} ({size:,} bytes) is damaged or cut off: {error}. Copy the whole folder again, or save it again."
-        ) from error
+    model.load_state_dict(dict(tensors), strict=False)
+    return model
 
 
 def _refuse_difference(expected: Set[str], found: Set[str], problem: str) -> None:

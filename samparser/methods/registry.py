@@ -23,6 +23,8 @@ from torch import nn
 
 from samparser._words import did_you_mean
 
+from .restoring import unchanged_on_error
+
 Build = Callable[..., nn.Module]
 
 _ATTRIBUTE = "samparser_method"
@@ -126,8 +128,8 @@ def get_method(name: str) -> Method:
 def build(name: str, model: nn.Module, **options: Any) -> nn.Module:
     """Apply the method `name` to a model: freeze everything, then add and unfreeze what the method trains.
 
-    The model is changed in place; use what is returned. Its forward has the signature of `SamModel`. Options that are
-    not given take the method's defaults (`METHODS[name].options`).
+    The model is changed in place, and is as it was where that fails; use what is returned. Its forward has the
+    signature of `SamModel`. Options that are not given take the method's defaults (`METHODS[name].options`).
 
     Raises:
         ValueError: The method is unknown, or the model was already given to a method.
@@ -147,14 +149,9 @@ def build(name: str, model: nn.Module, **options: Any) -> nn.Module:
     except TypeError as error:
         raise TypeError(f"The options of method {name!r} must be values that JSON can hold: {error}.") from error
     base_buffers = {key for key, _ in model.named_buffers()}
-    trained_before = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.requires_grad_(False)
-    try:
+    with unchanged_on_error(model):
+        model.requires_grad_(False)
         tuned = chosen.build(model, **options)
-    except Exception:
-        for parameter in trained_before:
-            parameter.requires_grad_(True)
-        raise
     persistent = tuned.state_dict().keys()
     trained = [key for key, parameter in tuned.named_parameters() if parameter.requires_grad]
     trained += [key for key, _ in tuned.named_buffers() if key in persistent and key not in base_buffers]

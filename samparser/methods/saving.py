@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from samparser._files import filling_folder
+from samparser.sam.wrapped import plain_model
 from samparser.tuner import SVDCoefficientConfig
 
 from .base_check import fingerprint, frozen_tensors, weight_dtype
@@ -18,8 +19,8 @@ from .card import write_card
 from .folder import METHOD_FILE, PEFT_CONFIG, TENSOR_FILE, MethodFile
 from .registry import AppliedMethod, applied_method
 
-# PEFT methods that compare the base with what they were trained on when they are loaded.
-_COMPARES_THE_BASE = {"SVD_COEFFICIENT"}
+# PEFT methods that compare the base and their own weights with what was saved when they are loaded.
+_CHECKED_BY_PEFT = {"SVD_COEFFICIENT"}
 
 
 def save_trained(model: nn.Module, folder: str | Path) -> None:
@@ -76,12 +77,13 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _method_file(model: nn.Module, applied: AppliedMethod) -> MethodFile:
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    plain = plain_model(model)
     peft_types = {str(config.peft_type.value) for config in getattr(model, "peft_config", {}).values()}
-    base = None
-    if not peft_types & _COMPARES_THE_BASE:
+    base = trained = None
+    if not peft_types & _CHECKED_BY_PEFT:
         base = {"dtype": weight_dtype(plain), "weights": fingerprint(frozen_tensors(model, applied.trained))}
-    return MethodFile(applied.name, applied.options, getattr(plain, "name_or_path", None) or None, base)
+        trained = fingerprint(trained_tensors(model))
+    return MethodFile(applied.name, applied.options, getattr(plain, "name_or_path", None) or None, base, trained)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

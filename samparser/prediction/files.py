@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +15,32 @@ from samparser._memory import PREDICTION, advising
 from samparser._words import count, shortened
 from samparser.drawing.overlays import overlay
 from samparser.prompts.checks import check_boxes, check_points
+from samparser.prompts.coordinates import resized_size
 from samparser.sam.wrapped import input_size
 
+from .cropped_mask import CroppedMask
 from .mask_files import SegmentedImage, write_coco, write_image, write_label_png
-from .mask_generation import generate_masks
-from .predictor import predict
+from .mask_generation import check_thresholds, generate_cropped
+from .output_folder import OutputFolder
+from .predictor import SamPredictor, narrow
+from .prompt_files import read_prompts
+
+
+class PredictedFiles(list[Path]):
+    """The label PNGs that `predict_files` wrote, in the order of the images, and what it could not do.
+
+    Attributes:
+        left_out: Why images were left out, by NAME: those of a folder that do not open or cannot be segmented.
+        empty: The images, by NAME, in which a grid found nothing.
+        lowered: That thresholds were lowered for an image, and to what, by NAME; see `generate_masks`.
+        replaced: Files of an earlier prediction that were replaced; with `overwrite` any others too.
+    """
+
+    def __init__(self, left_out: dict[str, str], replaced: list[Path]) -> None:
+        super().__init__()
+        self.left_out, self.replaced = left_out, replaced
+        self.empty: list[str] = []
+        self.lowered: dict[str, str] = {}
 
 
 def predict_files(
@@ -32,36 +52,47 @@ def predict_files(
     boxes: str | Path | None = None,
     points: str | Path | None = None,
     grid: int | None = None,
+    pred_iou_thresh: float | None = None,
+    stability_score_thresh: float | None = None,
     batch: int = 64,
+    overwrite: bool = False,
     progress: bool = True,
-) -> list[Path]:
+) -> PredictedFiles:
     """Segment image files and write label PNGs, overlays and one COCO file.
 
     Written are `masks/NAME.png` (0 background, mask number from 1), `overlays/NAME.png` and `masks.json` (COCO with
     run-length encoding, masks in the order of the prompts, overlapping masks whole). NAME is the image's path below
-    the folder that was given, or its file name.
+    the folder that was given, or its file name. The `info` of `masks.json` lists the files: a later call knows its own.
+
+    Masks are worked on in pieces and kept packed, so that beside the image, its overlay and its labels memory does not
+    grow with the number of masks.
 
     Args:
         model: SamModel, or a PeftModel around one.
         processor: Its SamProcessor.
-        images: Image files, or folders that are searched for images.
+        images: Image files, or folders that are searched for images; hidden files and folders are left out.
         output: Folder to write to; made if missing.
         boxes: JSON file {image: [[x0, y0, x1, y1], ...]}, pixels of the original image. An image goes by its NAME, by
             its file name or by its path as given.
         points: JSON file {image: [[x, y], ...]}, one point on each object.
         grid: Points per side of a grid, to segment everything without prompts.
+        pred_iou_thresh: For a grid, see `generate_masks`.
+        stability_score_thresh: For a grid, see `generate_masks`.
         batch: Prompts decoded at a time.
+        overwrite: Replace files of these names that this command did not write, or that changed since.
         progress: Show a progress bar.
 
     Returns:
-        The label PNGs written. Images without prompts, and images of a folder that do not open, are left out with a
-        warning.
+        The label PNGs written. Images without prompts, and images of a folder that do not open or cannot be segmented,
+        are left out with a warning.
 
     Raises:
         ValueError: Not exactly one kind of prompt, a malformed prompt file, prompts for an image that is not there,
-            prompts outside their image, two images that would be written to one file, or an image given by its own
-            name that is none. All of these are found before anything is written.
+            prompts outside their image, two images that would be written to one file, an image given by its own
+            name that is none, or a file that would be replaced and is not this command's own. All of these are found
+            before anything is written.
         FileNotFoundError: An image or prompt file does not exist.
+        BlockingIOError: Another process writes to the folder.
         ImportError: Pillow, pycocotools or tqdm is missing.
     """
     for module in ("PIL.Image", "pycocotools.mask", "tqdm.auto"):
@@ -69,47 +100,68 @@ def predict_files(
     given = [name for name, value in {"boxes": boxes, "points": points, "grid": grid}.items() if value is not None]
     if len(given) != 1:
         raise ValueError(f"Give exactly one of boxes, points and grid; given: {', '.join(given) or 'none'}.")
-    output = Path(output)
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"{output} is a file; name a folder to write to.")
+    if grid is None and (pred_iou_thresh, stability_score_thresh) != (None, None):
+        raise ValueError("pred_iou_thresh and stability_score_thresh choose among the masks of a grid; give grid too.")
+    if batch < 1 or (grid is not None and grid < 1):
+        raise ValueError(f"batch and grid must be 1 or more; got batch {batch}, grid {grid}.")
+    check_thresholds(pred_iou_thresh, stability_score_thresh)
+    folder = OutputFolder(output)
     paths = [Path(image) for image in images]
-    files = find_images(paths, output)
+    files = find_images(paths, folder.path)
     prompts: dict[str, Any] = {}
     if grid is None:
-        prompts = _prompts_by_name(boxes or points or "", files, columns=2 if points else 4)
+        prompts = read_prompts(boxes or points or "", files, columns=2 if points else 4)
         if without := [name for name in files if name not in prompts]:
-            some = f"{len(without)} of {count(len(files), 'image')}"
-            warnings.warn(f"{some} have no prompts, first {without[0]}.", stacklevel=2)
-    failed = _check_before(files, prompts, paths, input_size(processor), kind=given[0])
-    todo = [name for name in files if (grid is not None or name in prompts) and name not in failed]
-    written: list[Path] = []
+            some = f"{len(without)} of {count(len(files), 'image has', 'images have')}"
+            warnings.warn(f"{some} no prompts, first {without[0]}.", stacklevel=2)
+    left_out = _check_before(files, prompts, paths, input_size(processor), kind=given[0])
+    todo = [name for name in files if (grid is not None or name in prompts) and name not in left_out]
+    result = PredictedFiles(left_out, folder.check(todo, overwrite=overwrite))
+    predictor = SamPredictor(model, processor)
+
+    def masks_of(name: str, image: np.ndarray) -> tuple[list[CroppedMask], list[float] | None]:
+        if grid is None:
+            predictor.set_image(image)
+            return list(predictor.predict_cropped(**{given[0]: prompts[name]}, batch=batch)), None
+        found = generate_cropped(
+            model,
+            processor,
+            image,
+            points_per_side=grid,
+            batch=batch,
+            pred_iou_thresh=pred_iou_thresh,
+            stability_score_thresh=stability_score_thresh,
+        )
+        if not found.masks:
+            result.empty.append(name)
+        elif found.lowered is not None:
+            result.lowered[name] = found.lowered
+        return found.masks, found.scores.tolist()
 
     def segment() -> Iterator[SegmentedImage]:
         for name in require("tqdm.auto", "Progress").tqdm(todo, unit="image", disable=not progress):
             try:
                 image = _read(files[name])
+                masks, scores = masks_of(name, image)
             except ValueError as error:
-                failed[name] = str(error)
+                left_out[name] = str(error) if str(files[name]) in str(error) else f"{files[name]}: {error}"
                 continue
-            scores = None
-            if grid is not None:
-                masks, scores = generate_masks(model, processor, image, points_per_side=grid)
-            else:
-                masks = predict(model, processor, image, batch=batch, **{given[0]: prompts[name]})
-            path = output / "masks" / Path(name).with_suffix(".png")
-            write_label_png(masks, path)
-            write_image(overlay(image, masks), output / "overlays" / Path(name).with_suffix(".png"))
-            written.append(path)
-            yield SegmentedImage(name, masks, None if scores is None else scores.tolist())
-        if failed and not written:
-            raise ValueError(f"None of the images could be read. {next(iter(failed.values()))}")
+            size = (image.shape[0], image.shape[1])
+            with folder.replacing(folder.label_path(name)) as file:
+                write_label_png(masks, file, size)
+            with folder.replacing(folder.overlay_path(name)) as file:
+                write_image(overlay(image, masks), file)
+            result.append(folder.label_path(name))
+            yield SegmentedImage(name, masks, scores, size=size)
+        if left_out and not result:
+            raise ValueError(f"None of the images could be read. {next(iter(left_out.values()))}")
 
-    with advising(PREDICTION):
-        write_coco(output / "masks.json", segment())
-    if failed:
-        first = next(iter(failed.values()))
-        warnings.warn(f"{len(failed)} of {count(len(files), 'image')} left out, first: {first}", stacklevel=2)
-    return written
+    with advising(PREDICTION), folder.writing(), folder.replacing_coco() as file:
+        write_coco(file, segment())
+    if left_out:
+        first = next(iter(left_out.values()))
+        warnings.warn(f"{len(left_out)} of {count(len(files), 'image')} left out, first: {first}", stacklevel=2)
+    return result
 
 
 def _check_before(
@@ -118,10 +170,10 @@ def _check_before(
     """Look at the head of every image and at its prompts, so that a mistake in the last one is found first.
 
     Returns:
-        What is wrong with the images that do not open, by NAME.
+        What is wrong with the images that cannot be segmented, by NAME.
 
     Raises:
-        ValueError: Prompts do not fit their image, or an image given by its own name does not open.
+        ValueError: Prompts do not fit their image, or an image given by its own name cannot be segmented.
     """
     from samparser.data.readers.images import image_size
 
@@ -129,6 +181,8 @@ def _check_before(
     for name, path in files.items():
         try:
             size = image_size(path)
+            if min(resized_size(size, target)) == 0:
+                raise ValueError(f"{path}: {narrow(*size, target)}")
         except ValueError as error:
             if path in images:
                 raise
@@ -147,7 +201,8 @@ def _check_before(
 def find_images(images: Iterable[str | Path], output: Path | None = None) -> dict[str, Path]:
     """Return image files by NAME: for a folder the path below it, for a file its own name.
 
-    What lies in `output` is left out, as it may be a folder below the images and hold an earlier result.
+    What lies in `output` is left out, as it may be a folder below the images and hold an earlier result; so are hidden
+    files and folders, such as `.ipynb_checkpoints` and what a killed process left.
 
     Raises:
         FileNotFoundError: A path does not exist.
@@ -157,11 +212,18 @@ def find_images(images: Iterable[str | Path], output: Path | None = None) -> dic
 
     found: dict[str, Path] = {}
     stems: dict[str, Path] = {}
+    inside = None if output is None else output.resolve()
     for given in images:
         path = Path(given)
         if path.is_dir():
             entries = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-            below = {p.relative_to(path).as_posix(): p for p in entries if output is None or output not in p.parents}
+            whole = path.resolve()
+            names = ((p.relative_to(path), p) for p in entries)
+            below = {
+                name.as_posix(): entry
+                for name, entry in names
+                if not any(part.startswith(".") for part in name.parts) and inside not in (whole / name).parents
+            }
         elif path.is_file():
             below = {path.name: path}
         else:
@@ -180,44 +242,3 @@ def _read(path: Path) -> np.ndarray:
     from samparser.data.readers.images import read_image
 
     return read_image(path)
-
-
-def _prompts_by_name(file: str | Path, files: dict[str, Path], columns: int) -> dict[str, Sequence[Any]]:
-    shape = "[x, y]" if columns == 2 else "[x0, y0, x1, y1]"
-    expected = f'{{"image.png": [{shape}, ...], ...}}'
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"There is no prompt file {file}. It must hold {expected}.")
-    try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not JSON ({error}). It must hold {expected}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}; it must hold {expected}.")
-    if {"images", "annotations"} <= content.keys():
-        raise ValueError(
-            f"{file} is a COCO annotation file; prompts are {expected}, with COCO's (x, y, width, height) written as "
-            "(x, y, x + width, y + height). To score a model on a COCO file use evaluate."
-        )
-    prompts: dict[str, Sequence[Any]] = {}
-    for key, rows in content.items():
-        if not _is_table(rows, columns):
-            raise ValueError(f"{file}, {key!r}: expected a list of {shape}, got {str(rows)[:80]}.")
-        matching = [n for n, path in files.items() if key in (n, path.name, str(path))]
-        if len(matching) != 1:
-            state = (
-                "matches none of the images"
-                if not matching
-                else f"matches {len(matching)} images: {shortened(matching, 3)}"
-            )
-            raise ValueError(f"{file}: {key!r} {state}. Images go by their path below the folder given, or file name.")
-        if matching[0] in prompts:
-            raise ValueError(f"{file} names the image {matching[0]} twice.")
-        prompts[matching[0]] = rows
-    return prompts
-
-
-def _is_table(rows: Any, columns: int) -> bool:
-    return isinstance(rows, list) and all(
-        isinstance(row, list) and len(row) == columns and all(isinstance(value, int | float) for value in row)
-        for row in rows
-    )

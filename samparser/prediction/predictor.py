@@ -15,6 +15,8 @@ from samparser.sam.loading import check_processor
 from samparser.sam.modes import evaluating
 from samparser.sam.wrapped import image_processor, input_size, plain_sam
 
+from .cropped_mask import CroppedMask, planes
+from .resize import MaskResizer
 from .shared_encoder import SharedEncoder, check_adapters, using_adapter
 
 
@@ -51,12 +53,15 @@ class SamPredictor:
         """Take an image, uint8 RGB (H, W, 3), in place of the one before.
 
         Raises:
-            ValueError: The image is not uint8 RGB.
+            ValueError: The image is not uint8 RGB, or so narrow that nothing is left of its shorter side.
         """
         image = check_image(image)
+        height, width = image.shape[:2]
+        if min(resized_size((height, width), input_size(self._images))) == 0:
+            raise ValueError(narrow(height, width, input_size(self._images)))
         pixels = self._images(image, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
         self._encoder = SharedEncoder(self._model, pixels)
-        self._size = (image.shape[0], image.shape[1])
+        self._size = (height, width)
 
     def predict_logits(self, boxes: Any = None, points: Any = None, labels: Any = None, *, batch: int = 64) -> Tensor:
         """Return mask logits at original image size; above 0 means object.
@@ -78,11 +83,27 @@ class SamPredictor:
             ValueError: Prompts are missing, malformed, outside the image or in another frame; or there is no image.
         """
         prompts, number = self._prompts(boxes, points, labels, batch)
-        logits = torch.empty((number, *self._size))
-        with evaluating(self._model):
-            for rows, chunk in self._decode(prompts, number, batch):
-                logits[rows] = chunk.cpu()
+        logits, resizer = torch.empty((number, *self._size)), MaskResizer(self._images, self._size)
+        for mask, plane in zip(logits, self._decode(prompts, number, batch), strict=True):
+            for _, y, piece in resizer.pieces(plane):
+                mask[y : y + len(piece)] = piece
         return logits
+
+    def predict_cropped(
+        self, boxes: Any = None, points: Any = None, labels: Any = None, *, threshold: float = 0.0, batch: int = 64
+    ) -> Iterator[CroppedMask]:
+        """Yield one mask per box or point inside its box, so that none takes memory by the size of the image.
+
+        Arguments and errors are those of `predict`; the errors come before the first mask is asked for.
+        """
+        prompts, number = self._prompts(boxes, points, labels, batch)
+        return self._masks(prompts, number, threshold, batch)
+
+    def _masks(self, prompts: dict[str, Tensor], number: int, threshold: float, batch: int) -> Iterator[CroppedMask]:
+        resizer = MaskResizer(self._images, self._size)
+        for plane in self._decode(prompts, number, batch):
+            x, y, mask = resizer.mask(plane, threshold)
+            yield CroppedMask.of(mask, (x, y), self._size)
 
     @overload
     def predict(
@@ -144,19 +165,15 @@ class SamPredictor:
             check_adapters(self._model, adapters)
 
         def masks() -> np.ndarray:
-            result = np.zeros((number, *self._size), dtype=bool)
-            for rows, chunk in self._decode(prompts, number, batch):
-                result[rows] = (chunk > threshold).cpu().numpy()
-            return result
+            return planes(self._masks(prompts, number, threshold, batch), number, self._size)
 
-        with evaluating(self._model):
-            if adapters is None:
-                return masks()
-            found = {}
-            for name in adapters:
-                with using_adapter(self._model, name):
-                    found[name] = masks()
-            return found
+        if adapters is None:
+            return masks()
+        found = {}
+        for name in adapters:
+            with using_adapter(self._model, name):
+                found[name] = masks()
+        return found
 
     def _prompts(self, boxes: Any, points: Any, labels: Any, batch: int) -> tuple[dict[str, Tensor], int]:
         """Return the prompts as SamModel wants them, each (1, N, ...) in the input frame, and N."""
@@ -187,15 +204,24 @@ class SamPredictor:
         prompts = {name: torch.from_numpy(array)[None].to(device) for name, array in arrays.items()}
         return prompts, next(iter(prompts.values())).shape[1]
 
-    def _decode(self, prompts: dict[str, Tensor], number: int, batch: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield logits (n, H, W) at original size for the prompts, `batch` at a time."""
+    def _decode(self, prompts: dict[str, Tensor], number: int, batch: int) -> Iterator[Tensor]:
+        """Yield logits (h, w) at the size of the resized image for one prompt after another, decoded in batches."""
         assert self._encoder is not None
-        embeddings = self._encoder.embed()
+        resizer = MaskResizer(self._images, self._size)
         for start in range(0, number, batch):
-            rows = slice(start, min(start + batch, number))
-            chunk = {name: tensor[:, rows] for name, tensor in prompts.items()}
-            output = self._sam(image_embeddings=embeddings, multimask_output=False, **chunk)
-            yield rows, to_original_size(output.pred_masks[0, :, 0], self._images, self._size)
+            chunk = {name: tensor[:, start : start + batch] for name, tensor in prompts.items()}
+            with evaluating(self._model):  # not around the yield: the caller's own mode and gradients are its own
+                output = self._sam(image_embeddings=self._encoder.embed(), multimask_output=False, **chunk)
+            for logits in output.pred_masks[0]:
+                yield resizer.to_input(logits)[0]
+
+
+def narrow(height: int, width: int, target: int) -> str:
+    """Say why an image is too narrow for a SAM whose input is `target` pixels."""
+    return (
+        f"The image has {width} x {height} (width x height) pixels; resized to {target}, nothing is left of its "
+        "shorter side. Cut it into pieces."
+    )
 
 
 def predict_logits(
@@ -285,21 +311,3 @@ def predict(
     predictor = SamPredictor(model, processor)
     predictor.set_image(image)
     return predictor.predict(boxes, points, labels, threshold=threshold, batch=batch, adapters=adapters)
-
-
-def to_original_size(logits: Tensor, processor: Any, original_size: tuple[int, int]) -> Tensor:
-    """Resize mask logits from SAM's output size to the original image, as transformers does; in float32.
-
-    Args:
-        logits: (N, h, w) on any device, of any floating-point type, as `pred_masks[0, :, 0]` gives them.
-        processor: SamProcessor or its image processor.
-        original_size: (H, W) of the image.
-
-    Returns:
-        float32 (N, H, W) on the same device.
-    """
-    if not len(logits):
-        return logits.new_zeros((0, *original_size), dtype=torch.float32)
-    resized = resized_size(original_size, input_size(processor))
-    resize = image_processor(processor).post_process_masks
-    return resize([logits.float()[:, None]], [original_size], [resized], binarize=False)[0][:, 0]

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from samparser.data.dataset import SegmentationDataset
 from samparser.data.sample import DataError, Instance, Sample
+from samparser.sam.wrapped import image_processor, input_size
 
 from .coordinates import rescaled, resized_size
 from .make_prompts import make_prompts
@@ -54,8 +55,8 @@ class PromptedDataset(Dataset[dict[str, Any]]):
         # In shared memory: worker processes that live on from epoch to epoch read it there.
         self._epoch = _shared(torch.zeros((), dtype=torch.int64))
         self._epoch_of_dataset = 0
-        self._images = getattr(processor, "image_processor", processor)
-        self.input_size = int(self._images.size["longest_edge"])
+        self._images = image_processor(processor)
+        self.input_size = input_size(processor)
         self._warned = False
 
     @property

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .switched_class import is_switched_here, plain_class
+
 
 def absorbing_is_cheaper(queries: int, keys: int, hidden: int, internal: int, heads: int) -> bool:
     """Return whether attention takes fewer products with the longer side's projections absorbed into the shorter one.
@@ -50,7 +52,7 @@ def is_plain_attention(module: Any) -> bool:
     """Return whether a module is transformers' SamAttention, with projections that carry no adapter."""
     from transformers.models.sam.modeling_sam import SamAttention
 
-    return type(module) is SamAttention and all(
+    return plain_class(module) is SamAttention and all(
         type(projection) is nn.Linear and projection.bias is not None
         for projection in (module.q_proj, module.k_proj, module.v_proj, module.out_proj)
     )
@@ -62,13 +64,16 @@ def absorbed_attention_class() -> type[nn.Module]:
     from transformers.models.sam.modeling_sam import SamAttention
 
     class AbsorbedAttention(SamAttention):
+        plain_class = SamAttention
+
         def forward(
             self, query: Tensor, key: Tensor, value: Tensor, attention_similarity: Tensor | None = None, **kwargs: Any
         ) -> tuple[Tensor, Tensor | None]:
             lengths = query.shape[2], key.shape[2]
             sizes = self.hidden_size, self.internal_dim, self.num_attention_heads
-            if attention_similarity is not None or not absorbing_is_cheaper(*lengths, *sizes):
-                return super().forward(query, key, value, attention_similarity, **kwargs)
+            plain = attention_similarity is not None or not is_switched_here(self)
+            if plain or not absorbing_is_cheaper(*lengths, *sizes):
+                return SamAttention.forward(self, query, key, value, attention_similarity, **kwargs)
             if lengths[0] < lengths[1]:
                 return self._tokens_to_places(query, key, value)
             return self._places_to_tokens(query, key, value)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from .absorbed_attention import absorbed_attention_class, is_plain_attention
+from .switched_class import switched
 from .upscaling import has_plain_upscaling, upscaling_classes
 
 
@@ -23,17 +24,11 @@ def lean_decoder(model: nn.Module) -> Iterator[None]:
     saves is in `docs/speed.md`. Parts of a decoder that are not as in SAM, carry an adapter, have hooks inside or
     are offloaded by accelerate are left alone.
 
-    Modules change their class for the block, so let only one thread use the model at a time.
+    The lean way is this thread's alone: other threads may use the model meanwhile, and get the masks of the plain
+    decoder. So do threads that are started inside the block, such as those of `nn.DataParallel`.
     """
-    changed = []
-    for module, lean in _lean_classes(model):
-        changed.append((module, type(module)))
-        module.__class__ = lean  # a class, not a method on the instance: replicas and copies keep it
-    try:
+    with switched(_lean_classes(model)):
         yield
-    finally:
-        for module, plain in changed:
-            module.__class__ = plain
 
 
 def _lean_classes(model: nn.Module) -> list[tuple[Any, type[nn.Module]]]:

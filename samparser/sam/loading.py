@@ -49,7 +49,7 @@ def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> t
         source = str(folder)
     _check_source(source, folder)
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise _load_error(source, local, error) from error
     if config.model_type != "sam":
@@ -66,7 +66,9 @@ def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> t
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     try:
         with _quiet_transformers():
-            model, found = SamModel.from_pretrained(source, use_safetensors=True, output_loading_info=True, **options)
+            model, found = SamModel.from_pretrained(
+                source, use_safetensors=True, output_loading_info=True, trust_remote_code=False, **options
+            )
     except Exception as error:  # safetensors raises its own type on a damaged file
         raise _load_error(source, local, error) from error
     if missing := sorted(found["missing_keys"]):
@@ -143,7 +145,7 @@ def _load_processor(source: str, local: bool, model: SamModel) -> SamProcessor:
         return default_processor(model)
     try:
         with _quiet_transformers():
-            processor = SamProcessor.from_pretrained(source)
+            processor = SamProcessor.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise _load_error(source, local, error) from error
     check_processor(model, processor)

@@ -15,16 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .switched_class import is_switched_here, plain_class
+
 
 def has_plain_upscaling(module: Any) -> bool:
     """Return whether a module is transformers' SamMaskDecoder, and its upscaling SAM's, without an adapter."""
     from transformers.models.sam.modeling_sam import SamMaskDecoder
 
     return (
-        type(module) is SamMaskDecoder
-        and type(module.activation) is nn.GELU
+        plain_class(module) is SamMaskDecoder
+        and plain_class(module.activation) is nn.GELU
         and all(
-            type(conv) is nn.ConvTranspose2d
+            plain_class(conv) is nn.ConvTranspose2d
             and conv.bias is not None
             and (conv.kernel_size, conv.stride, conv.padding) == ((2, 2), (2, 2), (0, 0))
             and (conv.output_padding, conv.dilation, conv.groups) == ((0, 0), (1, 1), 1)
@@ -50,7 +52,11 @@ class _BlockConvTranspose(nn.ConvTranspose2d):
     by its four new ones, then by those of the next position.
     """
 
+    plain_class = nn.ConvTranspose2d
+
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if not is_switched_here(self):
+            return nn.ConvTranspose2d.forward(self, input, output_size)
         assert self.bias is not None
         batch, channels, height, width = input.shape
         rows = input.permute(0, 2, 3, 1).reshape(-1, channels)
@@ -66,8 +72,11 @@ class _ChannelsLastGELU(nn.GELU):
     the derivative three times as slowly.
     """
 
+    plain_class = nn.GELU
+
     def forward(self, input: Tensor) -> Tensor:
-        return _ChannelsLastGradient.apply(super().forward(input))
+        activated = nn.GELU.forward(self, input)
+        return _ChannelsLastGradient.apply(activated) if is_switched_here(self) else activated
 
 
 class _ChannelsLastGradient(torch.autograd.Function):
@@ -86,9 +95,11 @@ def _decoder_class() -> type[nn.Module]:
     from transformers.models.sam.modeling_sam import SamMaskDecoder
 
     class BlockMaskDecoder(SamMaskDecoder):
+        plain_class = SamMaskDecoder
+
         def forward(self, *args: Any, **kwargs: Any) -> Any:
-            masks, *others = super().forward(*args, **kwargs)
-            return in_order(masks), *others
+            masks, *others = SamMaskDecoder.forward(self, *args, **kwargs)
+            return in_order(masks) if is_switched_here(self) else masks, *others
 
     return BlockMaskDecoder
 

@@ -11,6 +11,7 @@ from .fit import TrainResult, train
 from .run_folder import RunFolder, RunFolderError
 from .score_before import verdict
 from .settings import RECIPES, TrainSettings
+from .stopping import Stopped
 from .trainer import SamTrainer
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "RunFolder",
     "RunFolderError",
     "SamTrainer",
+    "Stopped",
     "TrainResult",
     "TrainSettings",
     "evaluate",

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback
 
-from .run_folder import COMPLETE
+from .checkpoints import mark_complete
 
 # Bookkeeping of transformers that says nothing about the result.
 _HIDDEN = {"total_flos", "step", "epoch"}
@@ -49,10 +49,15 @@ class CheckpointMark(TrainerCallback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say where the best checkpoint is now; a resumed run may have been moved since it wrote its path."""
+        if state.best_model_checkpoint is not None:
+            state.best_model_checkpoint = str(self.folder / Path(state.best_model_checkpoint).name)
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the mark; the trainer has waited for the other processes before it calls this."""
         if state.is_world_process_zero:
-            (self.folder / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+            mark_complete(self.folder / f"checkpoint-{state.global_step}")
 
 
 class LogBeforeCheckpoint(TrainerCallback):

@@ -50,7 +50,8 @@ def evaluate(
 ) -> ScoreTable:
     """Segment every instance of a data set from its box, or from points on it, and score the masks at original size.
 
-    The mask decoder works as in `samparser.sam.lean_decoder`, so logits equal those of `predict` up to rounding.
+    The mask decoder works as in `samparser.sam.lean_decoder`, so logits equal those of `predict` up to rounding. The
+    model is in eval mode meanwhile: other threads may predict with it, but not train it.
 
     Args:
         model: A SamModel, or a PEFT model around one.

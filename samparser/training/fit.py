@@ -6,6 +6,7 @@ import copy
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,12 @@ from samparser._memory import TRAINING, advising
 from samparser.data.flips import RandomlyFlipped
 from samparser.prompts import PromptedDataset, PromptSettings, collate
 from samparser.sam.lean import lean_decoder
+from samparser.sam.wrapped import plain_model
 from samparser.scoring.table import ScoreTable
 
 from .caching import fed_from, images_of, open_cache
 from .callbacks import CheckpointMark, EpochToDataset, JsonLinesLog, LogBeforeCheckpoint, ProgressBar
+from .checkpoints import last_whole, set_aside
 from .checks import check_request
 from .eval_settings import EvalSettings
 from .hub import push_adapter
@@ -29,6 +32,7 @@ from .report import write_results
 from .run_folder import RunFolder
 from .score_before import ScoreBefore, scores_before
 from .settings import MAY_DIFFER, TrainSettings
+from .stopping import stoppable
 from .trainer import SamTrainer
 
 if TYPE_CHECKING:
@@ -95,7 +99,8 @@ def train(
         The run folder, and the scores before and after.
 
     Raises:
-        RunFolderError: The run folder holds another run.
+        RunFolderError: The run folder holds another run, or another process writes it.
+        Stopped: Ctrl-C or SIGTERM; the run can be resumed.
         ValueError: Nothing to train, an empty set, an image in both sets, or a setting that makes no sense here.
         OutOfMemoryError: The device's memory did not suffice; the message names the settings that need less.
     """
@@ -114,24 +119,42 @@ def train(
         "evaluation": asdict(eval_settings),
     }
     first_process = int(os.environ.get("RANK", "0")) == 0
-    if first_process:
-        free = {f"train.{name}" for name in MAY_DIFFER}
-        folder.open(everything, resume=resume, overwrite=overwrite, may_differ=free)
-    with fed_from(cache, model, processor, images, settings) as fed:
-        data = RandomlyFlipped(train_set, settings.seed) if settings.flip else train_set
-        prompted = PromptedDataset(data, fed, prompts, seed=settings.seed)
-        trainer = _trainer(
-            model, fed, prompted, eval_set, _arguments(settings, folder, eval_set), folder, eval_settings
-        )
-        metrics, scores = _run(trainer, folder, resume=resume, first_process=first_process)
-    trainer.processor = processor
-    if first_process:
-        write_results(trainer, folder, scores, save, metrics, figures=figures)
-        if settings.push_to_hub:
-            push_adapter(folder, settings)
-    trainer.accelerator.wait_for_everyone()
+    with ExitStack() as held:
+        held.enter_context(stoppable(folder.path))
+        if first_process:
+            held.enter_context(folder.locked())
+            free = {f"train.{name}" for name in MAY_DIFFER}
+            needed = _needed(model, train_set, eval_set, settings, context or {})
+            folder.open(everything, resume=resume, overwrite=overwrite, may_differ=free, needed=needed)
+            scores_before(folder)  # A damaged table is named now rather than at the end.
+        with fed_from(cache, model, processor, images, settings) as fed:
+            data = RandomlyFlipped(train_set, settings.seed) if settings.flip else train_set
+            prompted = PromptedDataset(data, fed, prompts, seed=settings.seed)
+            arguments = _arguments(settings, folder, eval_set)
+            trainer = _trainer(model, fed, prompted, eval_set, arguments, folder, eval_settings)
+            metrics, scores = _run(trainer, folder, resume=resume, first_process=first_process)
+        trainer.processor = processor
+        if first_process:
+            write_results(trainer, folder, scores, save, metrics, figures=figures)
+            if settings.push_to_hub:
+                push_adapter(folder, settings)
+        trainer.accelerator.wait_for_everyone()
     before = scores_before(folder) if eval_set is not None and settings.score_before else None
     return TrainResult(folder, scores, trainer.state.global_step, before)
+
+
+def _needed(
+    model: nn.Module, train_set: Any, eval_set: Any, settings: TrainSettings, context: Mapping[str, Any]
+) -> dict[str, str | Path]:
+    """Return what the run reads, by name, as far as it lies on this machine."""
+    found = {
+        "The cache": settings.cache,
+        "The training data": getattr(train_set, "root", None),
+        "The validation data": getattr(eval_set, "root", None),
+        "The model": context.get("model"),
+        "The base model": getattr(plain_model(model), "name_or_path", None),
+    }
+    return {what: path for what, path in found.items() if path and Path(path).exists()}
 
 
 def _arguments(settings: TrainSettings, folder: RunFolder, eval_set: Any) -> TrainSettings:
@@ -191,10 +214,11 @@ def _run(
     trainer: SamTrainer, folder: RunFolder, *, resume: bool, first_process: bool
 ) -> tuple[Mapping[str, float], ScoreTable | None]:
     """Train, from the last whole checkpoint on when `resume` is set, and score the result."""
-    checkpoint = folder.last_checkpoint() if resume else None
+    needs_best = trainer.args.load_best_model_at_end
+    checkpoint = last_whole(folder.checkpoints, needs_best=needs_best, warn=first_process) if resume else None
     trainer.accelerator.wait_for_everyone()
     if first_process:
-        folder.remove_incomplete_checkpoints()
+        set_aside(folder.checkpoints, checkpoint)
         # -1: a run without a checkpoint begins anew, before the row of step 0.
         step = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["global_step"] if checkpoint else -1
         folder.rewind_log(step)
@@ -203,6 +227,7 @@ def _run(
         if checkpoint is not None and _take_up_ended(trainer, checkpoint):
             return {}, _final_scores(trainer)
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        _load_kept(trainer)
         return outcome.metrics, _final_scores(trainer)
 
 
@@ -217,14 +242,19 @@ def _take_up_ended(trainer: SamTrainer, checkpoint: Path) -> bool:
     # A checkpoint of a shorter run that somebody put here is no end of this one.
     if not control.get("should_training_stop", False) or trainer.args.max_steps not in (-1, state.max_steps):
         return False
-    kept = checkpoint
-    if trainer.args.load_best_model_at_end and state.best_global_step:
-        kept = checkpoint.with_name(f"checkpoint-{state.best_global_step}")
     trainer.state = state
-    trainer._load_from_checkpoint(str(kept))
+    trainer._load_from_checkpoint(str(checkpoint))
+    _load_kept(trainer)
     scored = [row["step"] for row in state.log_history if "eval_miou" in row]
     trainer.last_scored_step = scored[-1] if scored else None
     return True
+
+
+def _load_kept(trainer: SamTrainer) -> None:
+    """Load the best weights where those are kept; transformers does not find those of a named adapter."""
+    best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+    if best and best != trainer.state.global_step:
+        trainer._load_from_checkpoint(str(Path(str(trainer.args.output_dir)) / f"checkpoint-{best}"))
 
 
 def _final_scores(trainer: SamTrainer) -> ScoreTable | None:

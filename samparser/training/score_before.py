@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import textwrap
 from typing import Any
@@ -10,7 +11,7 @@ from transformers import TrainerCallback
 
 from samparser.scoring.table import ScoreTable
 
-from .run_folder import RunFolder
+from .run_folder import RunFolder, RunFolderError
 
 ADVICE = (
     "Tuning made the masks worse. The usual reasons: a learning rate that is too high (watch the loss in the curves); "
@@ -42,9 +43,18 @@ class ScoreBefore(TrainerCallback):
 
 
 def scores_before(folder: RunFolder) -> ScoreTable | None:
-    """Return the table of the model before its first step, or None where a run did not make one."""
+    """Return the table of the model before its first step, or None where a run did not make one.
+
+    Raises:
+        RunFolderError: The file is damaged.
+    """
     path = folder.scores_before
-    return ScoreTable.from_csv(path) if path.is_file() else None
+    try:
+        return ScoreTable.from_csv(path) if path.is_file() else None
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise RunFolderError(
+            f"{path} is damaged ({type(error).__name__}: {error}). Delete it to go on without the scores before tuning."
+        ) from error
 
 
 def verdict(before: ScoreTable, after: ScoreTable) -> str:

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper
-from peft.utils.constants import EMBEDDING_LAYER_NAMES
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, AuxiliaryTrainingWrapper
 from peft.utils.other import get_pattern_key
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .config import PREFIX, AdapterSource, SVDCoefficientConfig
+from samparser._words import shortened
+
+from .base_record import check_record, decode
+from .config import COMPILED, EMBEDDINGS, PREFIX, AdapterSource, SVDCoefficientConfig, hash_of_weights
+
+_ROOT = "base_model.model."
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def check_adapter_file(config: SVDCoefficientConfig, source: AdapterSource, model: nn.Module) -> None:
-    """Check the file of a saved adapter before it is loaded: readable, complete, finite and of fitting shapes.
+    """Check the file of a saved adapter before it is loaded: the one that was saved, complete, of fitting shapes.
 
     The adapter's own tensors are compared with its configuration, those of modules_to_save and biases with the model.
-    Nothing happens where there is no safetensors file, as where only the configuration was saved.
+    Nothing happens where only a configuration was saved, before any adapter was made from it.
 
     Args:
         config: The configuration beside the file.
@@ -29,28 +39,98 @@ def check_adapter_file(config: SVDCoefficientConfig, source: AdapterSource, mode
         model: The plain model, or one that other adapters wrap by now.
 
     Raises:
-        ValueError: The file is damaged or does not belong to the configuration. The message says what was found.
+        ValueError: The file is missing, damaged or does not belong to the configuration. The message says what was
+            found.
     """
-    path = source.weights()
+    for layer, record in (config.base_record or {}).items():
+        check_record(layer, record)
+    path = _weights_file(source)
     if path is None:
+        if config.base_record:
+            raise ValueError(
+                f"{Path(source.name, source.subfolder or '')} holds no {SAFETENSORS_WEIGHTS_NAME}, but its "
+                "adapter_config.json is that of a trained adapter. Fetch the file too; to make a new adapter of the "
+                "same choices, set base_record=None in the configuration. The model was left as it was."
+            )
         return
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} ({path.stat().st_size} bytes) is not a readable safetensors file: {error}. It was probably copied "
-            "or downloaded in part; fetch it again. The model was left as it was."
-        ) from error
+    tensors = _read(path)
     # Only the first kind is told: where names are wrong, shapes say nothing, and where shapes are, values do not.
     problems = (
-        _missing_and_unknown(config, tensors)
+        _missing_and_unknown(config, tensors, model)
         or _wrong_shapes(config, tensors)
-        or _compare_shapes(tensors, _shapes_of_others(model, tensors))
+        or _compare(tensors, _others_in(model, tensors))
         or _not_finite(tensors)
     )
     if problems:
         raise ValueError(f"{path} does not fit its adapter_config.json: {problems} The model was left as it was.")
+    found = hash_of_weights(tensors)
+    if config.weights_sha256 is not None and found != config.weights_sha256:
+        raise ValueError(
+            f"{path} is not the file that was saved with its adapter_config.json: the hash of its names and values is "
+            f"{found}, and weights_sha256 says {shortened([config.weights_sha256])}. Some value changed since, in a "
+            "copy, a download or by hand; fetch the adapter again. If it was edited on purpose, read the configuration "
+            "with SVDCoefficientConfig.from_pretrained and save it with save_pretrained into the same folder: that "
+            "takes the hash anew. The model was left as it was."
+        )
+
+
+def _weights_file(source: AdapterSource) -> Path | None:
+    """Find the file of the adapter, downloaded if need be; None where the adapter has none."""
+    for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME):
+        if source.folder.is_dir():
+            path = source.folder / name
+            if path.exists():
+                return path
+            continue
+        try:
+            return Path(hf_hub_download(source.name, name, subfolder=source.subfolder, **source.download))
+        except LocalEntryNotFoundError:  # Offline and not downloaded before: whether there is one cannot be told.
+            raise
+        except EntryNotFoundError:
+            continue
+    return None
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Read all tensors of a file, on the CPU."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(found, dict) and all(isinstance(tensor, Tensor) for tensor in found.values()):
+            return found
+        raise ValueError("it holds no tensors by name")
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        size = f"{path.stat().st_size} bytes" if path.is_file() else "not a file"
+        raise ValueError(
+            f"{path} ({size}) is not a readable {path.suffix.removeprefix('.')} file: {error}. It was probably copied "
+            "or downloaded in part; fetch it again. The model was left as it was."
+        ) from error
+
+
+def check_layers(config: SVDCoefficientConfig, names: Iterable[str]) -> None:
+    """Check that the layers to adapt are those that a saved adapter has.
+
+    Raises:
+        ValueError: A layer of the adapter is left out, or one that it does not have is among them.
+    """
+    here, saved = set(names), set(config.base_record or ())
+    if not saved or here == saved or config._source is None:
+        return
+    left_out, new = sorted(saved - here), sorted(here - saved)
+    said = [f"it leaves out {shortened(left_out, 4)}"] if left_out else []
+    said += [f"it adds {shortened(new, 4)}"] if new else []
+    raise ValueError(
+        f"adapter_config.json in {source_name(config)} does not fit its adapter: with target_modules, exclude_modules "
+        f"and modules_to_save as they stand there, {' and '.join(said)}, against base_record. Were they edited? The "
+        "model was left as it was."
+    )
+
+
+def source_name(config: SVDCoefficientConfig) -> str:
+    """Where a configuration was read from, for messages."""
+    source = config._source
+    return "this configuration" if source is None else str(Path(source.name, source.subfolder or ""))
 
 
 def check_tensors(given: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> None:
@@ -62,25 +142,31 @@ def check_tensors(given: Mapping[str, Tensor], present: Mapping[str, Tensor]) ->
     own = {name: tensor for name, tensor in given.items() if f".{PREFIX}" in name}
     unknown = sorted(set(own) - set(present))
     if unknown:
-        raise ValueError(f"The model has no place for {_listed(unknown)}. No value of it was changed.")
-    shapes = {name: tuple(present[name].shape) for name in own}
-    problems = _compare_shapes(own, shapes) or _not_finite(own)
+        raise ValueError(f"The model has no place for {shortened(unknown, 4)}. No value of it was changed.")
+    problems = _compare(own, {name: present[name] for name in own}) or _not_finite(own)
     if problems:
         raise ValueError(f"These coefficients cannot be loaded: {problems} No value of the model was changed.")
 
 
-def _missing_and_unknown(config: SVDCoefficientConfig, names: Iterable[str]) -> str:
-    own = {name for name in names if f".{PREFIX}" in name}
-    others = {name for name in names if name not in own and not _may_be_saved(config, name)}
-    expected = {f"base_model.model.{layer}.{part}" for layer in config.base_record or () for part in _parts(config)}
-    if not expected:
+def _missing_and_unknown(config: SVDCoefficientConfig, names: Iterable[str], model: nn.Module) -> str:
+    layers = config.base_record or ()
+    if not layers:
         return ""
-    missing, unknown = sorted(expected - own), sorted((own - expected) | others)
-    said = []
-    if missing:
-        said.append(f"it lacks {_listed(missing)}")
+    exact, plain = set(names), {name.replace(COMPILED, "") for name in names}
+    expected = {f"{_ROOT}{layer}.{part}" for layer in layers for part in _parts(config)}
+    whole = set(_in_modules_to_save(config, model))
+    biases = {name for name in plain if config.bias != "none" and name.endswith(".bias")}
+    embeddings = {name for name in plain if EMBEDDINGS & set(name.split("."))}
+    # PEFT looks for what belongs to modules_to_save under the very names that the model has.
+    missing = sorted((expected - plain) | (whole - exact))
+    unknown = sorted(plain - expected - {name.replace(COMPILED, "") for name in whole} - biases - embeddings)
+    said = [f"it lacks {shortened(missing, 4)}"] if missing else []
     if unknown:
-        said.append(f"it holds {_listed(unknown)}, which the configuration does not know")
+        said.append(f"it holds {shortened(unknown, 4)}, which the configuration does not know")
+    if any(name.replace(COMPILED, "") in plain for name in missing):
+        said.append(
+            "its module was compiled: load into the plain model, then compile it in place with module.compile()"
+        )
     return "; ".join(said) + "." if said else ""
 
 
@@ -91,37 +177,45 @@ def _parts(config: SVDCoefficientConfig) -> list[str]:
     return bases if config.trainable == "bases" else coefficients + bases
 
 
-def _may_be_saved(config: SVDCoefficientConfig, name: str) -> bool:
-    """Whether a tensor that is none of ours may be in the file: modules_to_save, biases, resized embeddings."""
-    if config.bias != "none" and name.endswith(".bias"):
-        return True
-    saved = [*(config.modules_to_save or ()), *EMBEDDING_LAYER_NAMES]
-    return any(re.search(rf"(^|\.){module}\.", name) for module in saved)
+def _in_modules_to_save(config: SVDCoefficientConfig, model: nn.Module) -> Iterator[str]:
+    """The names that the tensors of modules_to_save have in the file: those of the modules of the model itself."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not any(name.endswith(saved) for saved in config.modules_to_save or ()):
+            continue
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            module = module.original_module
+        for key in module.state_dict():
+            yield f"{_ROOT}{name}.{key}"
 
 
 def _wrong_shapes(config: SVDCoefficientConfig, tensors: Mapping[str, Tensor]) -> str:
-    expected: dict[str, tuple[int, ...]] = {}
+    plain = {name.replace(COMPILED, ""): tensor for name, tensor in tensors.items()}
     for layer, record in (config.base_record or {}).items():
         rows, columns = record["shape"][0], math.prod(record["shape"][1:])
         pattern = get_pattern_key(config.rank_pattern.keys(), layer)
         full = min(rows, columns)
         rank = min(config.rank_pattern.get(pattern, config.rank) or full, full)
-        name = f"base_model.model.{layer}.{PREFIX}"
-        u = tensors.get(f"{name}u")
+        if "origin" in record and len(decode(record["origin"])) != rank:
+            return f"{layer} has {rank} coefficients, but {len(decode(record['origin']))} as its origin in base_record."
+        name = f"{_ROOT}{layer}.{PREFIX}"
+        u = plain.get(f"{name}u")
         if u is not None and len(record["shape"]) == 2 and len(u) == columns:
             rows, columns = columns, rows  # A weight that is stored as (in, out), as transformers' Conv1D has it.
-        expected |= {f"{name}p": (rank,), f"{name}d": (rank,), f"{name}u": (rows, rank), f"{name}vh": (rank, columns)}
-    return _compare_shapes(tensors, expected)
+        shapes = {"p": (rank,), "d": (rank,), "u": (rows, rank), "vh": (rank, columns)}
+        expected = {f"{name}{kind}": torch.empty(shape, device="meta") for kind, shape in shapes.items()}
+        if problem := _compare({key: plain[key] for key in expected if key in plain}, expected):
+            return problem
+    return ""
 
 
-def _shapes_of_others(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """The shapes in the model of those tensors that are none of ours; embeddings may have been resized."""
+def _others_in(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Those tensors of the model that are none of ours; embeddings may have been resized."""
     present = {}
     for name in names:
-        if f".{PREFIX}" not in name and not any(f".{layer}." in name for layer in EMBEDDING_LAYER_NAMES):
-            tensor = _find(model, name.removeprefix("base_model.model."))
+        if f".{PREFIX}" not in name and not EMBEDDINGS & set(name.split(".")):
+            tensor = _find(model, name.removeprefix(_ROOT))
             if tensor is not None:
-                present[name] = tuple(tensor.shape)
+                present[name] = tensor
     return present
 
 
@@ -137,21 +231,24 @@ def _find(model: nn.Module, name: str) -> Tensor | None:
     return at if isinstance(at, Tensor) else None
 
 
-def _compare_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> str:
+def _compare(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """A sentence on the first tensor whose shape or kind of number is another; empty when there is none."""
     for name, tensor in tensors.items():
-        if name in expected and tuple(tensor.shape) != expected[name]:
-            return f"{name} has shape {tuple(tensor.shape)}, but {expected[name]} is needed."
+        if name not in expected:
+            continue
+        if tensor.shape != expected[name].shape:
+            return f"{name} has shape {tuple(tensor.shape)}, but {tuple(expected[name].shape)} is needed."
+        if expected[name].is_floating_point() and tensor.dtype not in _DTYPES:
+            return f"{name} is {tensor.dtype}, but floating-point numbers of 16, 32 or 64 bits are needed."
+        if not expected[name].is_floating_point() and tensor.dtype != expected[name].dtype:
+            return f"{name} is {tensor.dtype}, but {expected[name].dtype} is needed."
     return ""
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> str:
     """A sentence on the first tensor that holds NaN or infinite values; empty when there is none."""
     for name, tensor in tensors.items():
-        broken = int((~tensor.isfinite()).sum()) if not tensor.is_meta else 0
+        broken = int((~tensor.isfinite()).sum()) if tensor.dtype in _DTYPES and not tensor.is_meta else 0
         if broken:
             return f"{name} holds {broken} of {tensor.numel()} values that are NaN or infinite; training diverged."
     return ""
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

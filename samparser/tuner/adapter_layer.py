@@ -11,9 +11,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base_record import Match, Record
-from .config import Form, SVDCoefficientConfig
+from .base_record import Match, Record, make_record, match_base, report
+from .bases import WeightSample, as_factored, bases_of, is_plain, value_hash, whole_tensor
+from .config import COMPILED, Form, SVDCoefficientConfig
 from .factors import Factors, coefficient_groups, tie_change
+from .weight_cache import KeptWeight
 
 COEFFICIENTS = ("svd_coefficient_p", "svd_coefficient_d")
 BASES = ("svd_coefficient_u", "svd_coefficient_vh")
@@ -83,9 +85,17 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     adapter_layer_names = (*COEFFICIENTS, *BASES)
     other_param_names = ("scaling", "states")
     active_adapters: list[str]
+    base_layer: nn.Module
 
-    def __init__(self, name: str, match: Match) -> None:
+    def __init__(self, base_layer: nn.Module, name: str, match: Match, *, fan_in_fan_out: bool = False) -> None:
         super().__init__()
+        self.base_layer = base_layer
+        self.fan_in_fan_out = fan_in_fan_out
+        self.merged_adapters: list[str] = []
+        self._unmerged: Tensor | None = None
+        self._kept: KeptWeight | None = None
+        self._sample = WeightSample.of(self.base_weight)
+        self._seen: dict[str, Tensor] = {}
         self.layer_name = name
         self.bases: Factors = match.bases
         self.rounded_to = match.rounded_to
@@ -98,6 +108,20 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self._active_adapter: str | list[str] = []
         self._flags_before_disabling: dict[tuple[str, str], bool] | None = None
+        self.register_load_state_dict_post_hook(AdapterLayer._follow_loaded_weight)
+        super().train(base_layer.training)  # Not `self.train`: the base weight is frozen after this.
+
+    @property
+    def base_weight(self) -> Tensor:
+        """The parameter of the base layer, with what is merged into it."""
+        weight = self.base_layer.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
+    def unmerged_weight(self) -> Tensor:
+        """The weight of the base layer, without what is merged into it."""
+        return self.base_weight if self._unmerged is None else self._unmerged
 
     def update_layer(
         self, adapter_name: str, config: SVDCoefficientConfig, match: Match, rank: int | None = None
@@ -268,6 +292,107 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def trains_bases(self) -> bool:
         """Tell whether an active adapter has bases of its own that train."""
         return any("svd_coefficient_u" in self.states[name].trained for name in self.present(self.active_adapters))
+
+    # When the base weight gets its values, or other ones, after the layer was adapted: the bases follow it
+
+    @torch.no_grad()
+    def _give_values(self) -> None:
+        """Compute the bases of a layer whose weight was on the meta device and now has values.
+
+        Raises:
+            ValueError: An adapter of the layer was trained on other base weights, or its coefficients have no values.
+        """
+        for kind, adapter, parameter in self.parameters_of_adapters():
+            if parameter.is_meta:
+                raise ValueError(
+                    f"{self.layer_name}: the base weight has values, but {kind} of adapter {adapter!r} is still on the "
+                    "meta device. Load the adapter too, or make it after the base model has its values."
+                )
+        bases, rounded_to = None, None
+        for state in self.states.values():
+            saved = state.record if state.check_later else None
+            match = match_base(
+                self.layer_name,
+                self.unmerged_weight,
+                saved,
+                fan_in_fan_out=self.fan_in_fan_out,
+                present=bases,
+                rounded_to=rounded_to,
+            )
+            exact = "svd_coefficient_u" in state.trained
+            report([match], base_check=state.base_check, exact_anyway=exact)
+            bases, rounded_to, rank = match.bases, match.rounded_to, state.rank
+            state.origin, state.record, state.check_later = match.origin[:rank], match.record, False
+            state.groups = None if exact else coefficient_groups(match.group_p0, rank)
+        self.bases = bases or bases_of(self.layer_name, self.unmerged_weight, fan_in_fan_out=self.fan_in_fan_out)
+        self.rounded_to = rounded_to
+        self._sample = WeightSample.of(self.unmerged_weight)
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch between training and evaluation, and look whether the base weight was exchanged meanwhile."""
+        self.follow_copied_weight()
+        return super().train(mode)
+
+    @torch.no_grad()
+    def follow_copied_weight(self) -> None:
+        """Compute the bases anew where somebody wrote other values into the base weight, as `p.data.copy_` does.
+
+        Nothing else tells: such writing changes neither the parameter nor its version. A base weight that is trained
+        itself goes its own way, and the adapters keep the bases they have.
+        """
+        if self._sample is None or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return
+        if self.base_weight.requires_grad:
+            self._sample = None
+            return
+        plain = {name: p for name, p in self.svd_coefficient_p.items() if is_plain(p)}
+        if not self._sample.is_of(self.unmerged_weight):
+            # Coefficients that changed since the last look were written along with the weight.
+            seen = {name: self._seen.get(name, self.states[name].origin.to(p.dtype)) for name, p in plain.items()}
+            came_along = {name for name, p in plain.items() if not torch.equal(p, seen[name].to(p.device))}
+            self._split_again(self.unmerged_weight, came_along)
+        self._seen = {name: p.detach().clone() for name, p in plain.items()}
+
+    @torch.no_grad()
+    def _follow_loaded_weight(self, incompatible_keys: Any) -> None:
+        """Compute the bases anew where `load_state_dict` brought other base weights."""
+        weight = whole_tensor(self.unmerged_weight)
+        records = [state.record for state in self.states.values() if state.record is not None]
+        if weight.is_meta or self.bases.is_meta or self.merged_adapters or not records:
+            return
+        if value_hash(as_factored(weight, self.rounded_to)).startswith(records[0]["sha256"]):
+            return
+
+        missing = [name.replace(COMPILED, "") for name in incompatible_keys.missing_keys]
+        ends = {f"{self.layer_name}.svd_coefficient_p.{name}": name for name in self.states}
+        absent = {name for end, name in ends.items() if any(key.endswith(end) for key in missing)}
+        self._split_again(weight, set(self.states) - absent)
+
+    def _split_again(self, weight: Tensor, came_along: set[str]) -> None:
+        """Compute the bases of a base weight that has other values now.
+
+        Coefficients that came along with it count from the new p0. Those that did not keep their change; where that is
+        none, as for an adapter that was not trained, they start at the new p0. So do bases of an adapter's own.
+        """
+        before = self.bases
+        self.bases = bases_of(self.layer_name, weight, fan_in_fan_out=self.fan_in_fan_out, rounded_to=self.rounded_to)
+        for adapter, state in self.states.items():
+            k = state.rank
+            kept = adapter in self.svd_coefficient_p and adapter not in came_along
+            untrained = (state.origin, before.u[:, :k], before.vh[:k])
+            starts = (self.bases.p[:k], self.bases.u[:, :k], self.bases.vh[:k])
+            for name, values, start in zip(("svd_coefficient_p", *BASES), untrained, starts, strict=True):
+                own = getattr(self, name)
+                # A shard cannot be written to from here; untrained coefficients keep their change of none.
+                if adapter in own and is_plain(own[adapter]) and torch.equal(own[adapter], values.to(own[adapter])):
+                    own[adapter].copy_(start)
+                    kept = kept and name != "svd_coefficient_p"
+            if not kept:
+                state.origin = self.bases.p[:k]
+            state.groups = None if adapter in self.svd_coefficient_u else coefficient_groups(self.bases.p, k)
+            origin = state.origin if kept else None
+            state.record = make_record(as_factored(weight, self.rounded_to), self.bases.p, origin)
+        self._kept, self._sample = None, WeightSample.of(self.unmerged_weight)
 
 
 def _pad(change: Tensor, rank: int) -> Tensor:

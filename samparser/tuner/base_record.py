@@ -25,7 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .bases import bases_of, value_hash
+from samparser._untrusted import fits, shown
+from samparser._words import shortened
+
+from .bases import as_factored, bases_of, value_hash
 from .factors import Factors
 
 Record = dict[str, Any]
@@ -41,6 +44,7 @@ WAY_ON = (
 
 _ROUNDINGS = (torch.float32, torch.float16, torch.bfloat16)
 _PROBES = 4
+_FORM = {"p0": str, "shape": list[int], "dtype": str, "sha256": str, "rounded": dict[str, str], "probe": list[float]}
 
 
 # Records
@@ -175,7 +179,7 @@ def match_base(
         ValueError: The weight cannot be factored, or `saved` is not a record.
     """
     if saved is not None:
-        _check_form(name, saved)
+        check_record(name, saved)
         p0 = decode(saved["p0"]).to("cpu" if weight.is_meta else weight.device)
         origin = decode(saved["origin"]).to(p0.device) if "origin" in saved else p0
     used = present or bases_of(name, weight, fan_in_fan_out=fan_in_fan_out)
@@ -202,22 +206,29 @@ def match_base(
     return replace(found, kind="rounded", message=_shared(name, rounded_to)) if rounded_to and found.accepted else found
 
 
-def as_factored(weight: Tensor, rounded_to: torch.dtype | None) -> Tensor:
-    """Give the weight as it was factored: as it is, or rounded to the dtype in which the adapters were trained."""
-    return weight if rounded_to is None else weight.detach().to(rounded_to)
+def check_record(layer: str, record: Record) -> None:
+    """Check that the record of a layer, as a file holds it, is one that `make_record` can have made.
 
-
-def _check_form(layer: str, saved: Record) -> None:
-    if "p0" not in saved:
-        raise ValueError(
-            f"{layer}: the adapter's base_record has no p0; it has {', '.join(sorted(saved)) or 'nothing'}."
-        )
-    missing = {"shape", "dtype", "sha256", "rounded", "probe"} - set(saved)
+    Raises:
+        ValueError: A part is missing or is of another kind.
+    """
+    where = f"{layer}: the adapter's base_record"
+    missing = sorted(set(_FORM) - set(record))
     if missing:
+        what = "has no p0" if "p0" in missing else f"lacks {', '.join(missing)}"
         raise ValueError(
-            f"{layer}: the adapter's fingerprint lacks {', '.join(sorted(missing))}; it has "
-            f"{', '.join(sorted(saved)) or 'nothing'}. Was the adapter's config edited, or saved by another version?"
+            f"{where} {what}; it has {', '.join(sorted(record)) or 'nothing'}. Was "
+            "adapter_config.json edited, or saved by another version?"
         )
+    wrong = [name for name, kind in _FORM.items() if not fits(record[name], kind)]
+    if not wrong:
+        wrong += ["shape"] if len(record["shape"]) < 2 or min(record["shape"]) < 1 else []
+        wrong += [] if all(abs(number) < 1e300 for number in record["probe"]) else ["probe"]
+    if wrong:
+        raise ValueError(f"{where} has {wrong[0]}={shown(record[wrong[0]])}, which is not what a record holds there.")
+    p0, origin = decode(record["p0"]), decode(str(record.get("origin", record["p0"])))
+    if not len(origin) or len(origin) > len(p0):
+        raise ValueError(f"{where} has {len(origin)} coefficients as its origin, but {len(p0)} as its p0.")
 
 
 def _compare(layer: str, weight: Tensor, saved: Record, p0: Tensor, start: Match, now: Tensor) -> Match:
@@ -338,14 +349,9 @@ def report(matches: Iterable[Match], *, base_check: str, exact_anyway: bool) -> 
 
 def _several(matches: list[Match]) -> str:
     """The first message in full, of the others the layer and the difference."""
-    others = []
-    for match in matches[1:6]:
-        difference = "" if match.p0_difference is None else f" (p0 by {match.p0_difference:.1e})"
-        others.append(match.message.partition(":")[0] + difference)
-    if not others:
-        return matches[0].message
-    more = f" and {len(matches) - 6} more" if len(matches) > 6 else ""
-    return f"{matches[0].message} Also different: {', '.join(others)}{more}."
+    figures = ["" if m.p0_difference is None else f" (p0 by {m.p0_difference:.1e})" for m in matches]
+    others = [match.message.partition(":")[0] + figure for match, figure in zip(matches, figures, strict=True)][1:]
+    return matches[0].message + (f" Also different: {shortened(others)}." if others else "")
 
 
 # Figures

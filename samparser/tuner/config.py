@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from peft.config import PeftConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftType
+from peft.utils.constants import EMBEDDING_LAYER_NAMES
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from samparser._files import replacing
+from samparser._hashing import sha256_of
+from samparser._untrusted import fits, refuse_invalid, refuse_slow, shown
 
 NAME = "SVD_COEFFICIENT"
 """The name of the method in PEFT's registry and in every adapter_config.json."""
@@ -29,32 +36,27 @@ Bias = Literal["none", "all", "svd_coefficient_only"]
 BaseCheck = Literal["refuse", "warn"]
 Form = Literal["auto", "factored", "rebuilt"]
 
+COMPILED = "_orig_mod."
+"""What `torch.compile(module)` puts into the names below a module. Saved names are without it."""
+EMBEDDINGS = frozenset(EMBEDDING_LAYER_NAMES)
+"""The names of embeddings, which PEFT saves along where they were resized."""
+
 # PEFT's reader itself: `peft_reading` wraps it for those who call it on PeftConfig.
 _READ = PeftConfig.from_pretrained.__func__
 _CARD_LINE = "This adapter needs `import samparser` (`pip install samparser`) before PEFT can load it."
 
 
-@dataclass(frozen=True)
-class AdapterSource:
+class AdapterSource(NamedTuple):
     """Where a saved adapter lies: a folder, or a repository on the Hub with the arguments it is downloaded with."""
 
     name: str
     subfolder: str | None
-    download: Mapping[str, Any]
+    download: dict[str, Any]
 
-    def weights(self) -> Path | None:
-        """Find the safetensors file of the adapter, downloaded if need be; None where the adapter has none."""
-        folder = Path(self.name, self.subfolder or "")
-        if folder.is_dir():
-            path = folder / SAFETENSORS_WEIGHTS_NAME
-            return path if path.is_file() else None
-        try:
-            found = hf_hub_download(self.name, SAFETENSORS_WEIGHTS_NAME, subfolder=self.subfolder, **self.download)
-        except LocalEntryNotFoundError:  # Offline and not downloaded before: whether there is one cannot be told.
-            raise
-        except EntryNotFoundError:
-            return None
-        return Path(found)
+    @property
+    def folder(self) -> Path:
+        """The folder, which does not exist where the name is one on the Hub."""
+        return Path(self.name, self.subfolder or "")
 
 
 @dataclass
@@ -66,8 +68,8 @@ class SVDCoefficientConfig(PeftConfig):
     `samparser.tuner.factors`. Each field's `metadata["help"]` says what it does.
 
     Raises:
-        ValueError: A field has a value that is not possible, a field is not known, or the adapter was written in a
-            newer format than this release reads.
+        ValueError: A field has a value that is not possible, or the adapter was written in a newer format than this
+            release reads.
 
     Example:
         >>> import torch
@@ -206,18 +208,14 @@ class SVDCoefficientConfig(PeftConfig):
             "help": "Version of the adapter format, written when saving; a newer one than this release's is refused."
         },
     )
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> SVDCoefficientConfig:
-        # PEFT drops unknown fields with a warning. Here a field can change what the weights mean, so none is dropped.
-        known = {f.name for f in fields(cls)} if "__dataclass_fields__" in cls.__dict__ else set(kwargs)
-        unknown = sorted(set(kwargs) - known)
-        if unknown:
-            raise ValueError(
-                f"SVDCoefficientConfig has no field {', '.join(map(repr, unknown))}. Its fields are "
-                f"{', '.join(sorted(known))}. If this is a saved adapter, it was written by a newer samparser or PEFT "
-                f"(peft_version in its adapter_config.json: {kwargs.get('peft_version')}): upgrade them."
-            )
-        return super().__new__(cls)
+    weights_sha256: str | None = field(
+        default=None,
+        metadata={
+            "help": "Written when an adapter is saved: a hash of the names and values in its file. Loading refuses a "
+            "file that has others; None compares nothing. Reading the configuration and saving it again accepts a file "
+            "that was edited on purpose."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -225,12 +223,16 @@ class SVDCoefficientConfig(PeftConfig):
         # Not fields, so never saved: where this was read from, and the record of the model that is being saved.
         self._source: AdapterSource | None = None
         self._record_to_save: dict[str, dict[str, Any]] | None = None
+        self._hash_to_save: str | None = None
+        self._check_choices()
+        self._check_types()
+        if self.base_record:
+            self.base_record = {name.replace(COMPILED, ""): record for name, record in self.base_record.items()}
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
                 f"The adapter has format version {self.format_version}; this samparser reads up to {FORMAT_VERSION}. "
                 "Upgrade samparser to load it."
             )
-        self._check_choices()
         self._check_targets()
         self._check_ranks()
         if self.trainable == "bases" and self.parametrization == "relative":
@@ -245,6 +247,14 @@ class SVDCoefficientConfig(PeftConfig):
                 "form='auto'."
             )
 
+    def _check_types(self) -> None:
+        hints = get_type_hints(type(self))
+        for name in sorted(f.name for f in fields(self)):
+            value = getattr(self, name)
+            if not fits(value, hints[name]):
+                declared = re.sub(r"typing\.|<class '|'>", "", str(hints[name]))
+                raise ValueError(f"{name}={shown(value)} is not possible; it has to be {declared}.")
+
     def _check_choices(self) -> None:
         choices = {"trainable": Trainable, "parametrization": Parametrization, "bias": Bias}
         choices |= {"base_check": BaseCheck, "form": Form}
@@ -253,7 +263,7 @@ class SVDCoefficientConfig(PeftConfig):
             if value not in get_args(literal):
                 possible = ", ".join(map(repr, get_args(literal)))
                 raise ValueError(f"{name}={value!r} is not possible; choose one of {possible}.")
-        if not isinstance(self.scaling, (int, float)) or not abs(self.scaling) < float("inf"):
+        if not isinstance(self.scaling, (int, float)) or not abs(self.scaling) <= sys.float_info.max:
             raise ValueError(f"scaling={self.scaling!r} is not a finite number.")
 
     def _check_targets(self) -> None:
@@ -270,14 +280,7 @@ class SVDCoefficientConfig(PeftConfig):
                 setattr(self, name, set(value))
             elif value == "":
                 raise ValueError(f"{name} is an empty string; it names no module.")
-            elif isinstance(value, str):
-                try:
-                    re.compile(value)
-                except re.error as error:
-                    raise ValueError(
-                        f"{name}={value!r} is a string and so a regular expression, but not a valid one: {error}. "
-                        "Use a list for names."
-                    ) from error
+        refuse_invalid(self._patterns())
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise ValueError(
                 f"layers_to_transform={self.layers_to_transform} needs target_modules as a list of names, but it is "
@@ -285,6 +288,15 @@ class SVDCoefficientConfig(PeftConfig):
             )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError(f"layers_pattern={self.layers_pattern!r} has no effect without layers_to_transform.")
+
+    def _patterns(self) -> list[tuple[str, str]]:
+        """The regular expressions among the fields, as PEFT or we match them, each with the name of its field."""
+        fields_of_strings = [(name, getattr(self, name)) for name in ("target_modules", "exclude_modules")]
+        patterns = [(name, value) for name, value in fields_of_strings if isinstance(value, str)]
+        of_layers = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern
+        patterns += [("layers_pattern", pattern) for pattern in of_layers or ()]
+        patterns += [("rank_pattern", pattern) for pattern in self.rank_pattern]
+        return patterns + [("modules_to_save", name) for name in self.modules_to_save or ()]
 
     def _check_ranks(self) -> None:
         given = {"rank": self.rank, **{f"rank_pattern[{key!r}]": rank for key, rank in self.rank_pattern.items()}}
@@ -304,28 +316,49 @@ class SVDCoefficientConfig(PeftConfig):
         Raises:
             ValueError: There is no configuration, or it holds something that is not possible.
         """
-        config = _READ(cls, pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
-        if isinstance(config, SVDCoefficientConfig):  # PEFT makes what the file says, an adapter of any method.
-            config.remember_source(pretrained_model_name_or_path, subfolder, kwargs)
+        try:
+            config = _READ(cls, pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+            if isinstance(config, SVDCoefficientConfig):  # PEFT makes what the file says, an adapter of any method.
+                config.remember_source(pretrained_model_name_or_path, subfolder, kwargs)
+        except ValueError as error:
+            raise with_file(error, pretrained_model_name_or_path, subfolder) from error
         return config
 
     def remember_source(self, name: str, subfolder: str | None, arguments: dict[str, Any]) -> None:
-        """Note where this was read from; of the arguments of the reading, those of the download count."""
-        download, _, _ = self._split_kwargs(arguments)
-        self._source = AdapterSource(str(name), subfolder, download)
+        """Note where this was read from; of the arguments of the reading, those of the download count.
+
+        Raises:
+            ValueError: A regular expression in the file could take too long to match.
+        """
+        refuse_slow(self._patterns())
+        known = inspect.signature(hf_hub_download).parameters
+        self._source = AdapterSource(str(name), subfolder, {key: arguments[key] for key in arguments if key in known})
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as they are saved: sets sorted, so that equal configurations give equal files."""
         saved = super().to_dict()
         del saved["base_check"]
         saved["base_record"] = self._record_to_save or saved["base_record"]
-        return {key: sorted(value) if isinstance(value, set) else value for key, value in saved.items()}
+        saved["weights_sha256"] = self._hash_to_save or saved["weights_sha256"]
+        for key, value in saved.items():
+            if isinstance(value, set):
+                saved[key] = sorted({name.replace(COMPILED, "") for name in value})
+        return saved
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write adapter_config.json and, into the card that PEFT put beside the weights, what loading needs."""
-        super().save_pretrained(save_directory, **kwargs)
         folder = Path(save_directory)
-        if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+        weights = folder / SAFETENSORS_WEIGHTS_NAME
+        if self._hash_to_save is None and weights.is_file():  # Written by itself: the file that is there is meant.
+            try:
+                self._hash_to_save = hash_of_weights(load_file(weights))
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{weights} is not a readable safetensors file: {error}.") from error
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self._hash_to_save = None
+        if not weights.is_file():
             return
         # PEFT writes one card, beside the adapter called "default" or above the folders of the others.
         for card in (folder / "README.md", folder.parent / "README.md"):
@@ -333,3 +366,27 @@ class SVDCoefficientConfig(PeftConfig):
             if "- PEFT " in text and "import samparser" not in text:
                 with replacing(card) as temporary:
                     temporary.write_text(f"{text.rstrip()}\n\n{_CARD_LINE}\n", encoding="utf-8", newline="\n")
+
+
+def with_file(error: ValueError, name: str, subfolder: str | None) -> ValueError:
+    """Say in an error which file it is about."""
+    said = str(error)
+    return error if CONFIG_NAME in said else ValueError(f"{Path(name, subfolder or '', CONFIG_NAME)}: {said}")
+
+
+def hash_of_weights(tensors: Mapping[str, Tensor]) -> str | None:
+    """Hash the names, dtypes, shapes and values of an adapter's tensors; None where some have no values here.
+
+    Embeddings are left out: whether PEFT saves them is decided after the hash was taken.
+    """
+    named = {_plain_name(name): tensor for name, tensor in tensors.items()}
+    named = {name: tensor for name, tensor in named.items() if not EMBEDDINGS & set(name.split("."))}
+    if any(tensor.is_meta or hasattr(tensor, "full_tensor") for tensor in named.values()):
+        return None
+    parts = ((f"{name} {tensor.dtype} {tuple(tensor.shape)} ", tensor) for name, tensor in sorted(named.items()))
+    return sha256_of(*(part for pair in parts for part in pair))
+
+
+def _plain_name(name: str) -> str:
+    """A tensor's name without what PEFT puts in front and `torch.compile` in between."""
+    return name.removeprefix("base_model.model.").replace(COMPILED, "")

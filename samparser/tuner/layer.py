@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from . import functional
 from .adapter_layer import AdapterLayer
-from .base_record import Match, as_factored, make_record, match_base, report
-from .bases import bases_of, value_hash
+from .base_record import Match
+from .bases import WeightSample
 from .config import Form
-from .factors import Factors, coefficient_groups
+from .factors import Factors
 from .targets import without_values
 from .weight_cache import BasesFit, KeptWeight
 
@@ -30,33 +30,12 @@ class SVDCoefficientLayer(AdapterLayer):
     exactly none. The mathematics is in `samparser.tuner.factors`.
     """
 
-    base_layer: nn.Module
-
     def __init__(self, base_layer: nn.Module, name: str, match: Match, *, fan_in_fan_out: bool = False) -> None:
-        super().__init__(name, match)
-        self.base_layer = base_layer
-        self.fan_in_fan_out = fan_in_fan_out
-        self.merged_adapters: list[str] = []
-        self._unmerged: Tensor | None = None
-        self._kept: KeptWeight | None = None
+        super().__init__(base_layer, name, match, fan_in_fan_out=fan_in_fan_out)
         self._bases_fit = BasesFit(match.rounded_to is None and not match.bases.is_meta)
         self.takes_projection = False
-        self.register_load_state_dict_post_hook(SVDCoefficientLayer._follow_base_weight)
-        self.train(base_layer.training)
 
     # The weight
-
-    @property
-    def base_weight(self) -> Tensor:
-        """The parameter of the base layer, with what is merged into it."""
-        weight = self.base_layer.weight
-        assert isinstance(weight, Tensor)
-        return weight
-
-    @property
-    def unmerged_weight(self) -> Tensor:
-        """The weight of the base layer, without what is merged into it."""
-        return self.base_weight if self._unmerged is None else self._unmerged
 
     @property
     def weight(self) -> Tensor:
@@ -106,6 +85,8 @@ class SVDCoefficientLayer(AdapterLayer):
             raise ValueError(without_values(self.layer_name, self.base_layer))
         if self.bases.is_meta and not self.base_weight.is_meta:
             self._give_values()
+        if not self.training or x.device.type == "cpu":  # Elsewhere the comparison would wait in every step.
+            self.follow_copied_weight()
         if self.takes_projection:
             return self._forward_projection(x, adapter_names)
         if self._disable_adapters:
@@ -224,6 +205,7 @@ class SVDCoefficientLayer(AdapterLayer):
         new = self.present(check_adapters_to_merge(self, adapter_names))
         if not new:
             return
+        self.follow_copied_weight()
         unmerged = self.base_weight.detach().clone() if self._unmerged is None else self._unmerged
         merged = self._merged_weight(new)
         if safe_merge:
@@ -241,6 +223,7 @@ class SVDCoefficientLayer(AdapterLayer):
         """
         wanted = self.active_adapters if adapter_names is None else adapter_names
         new = self.present([name for name in wanted if name not in self.merged_adapters])
+        self.follow_copied_weight()
         if new:
             self._refuse_not_finite(self._merged_weight(new), new)
 
@@ -252,9 +235,9 @@ class SVDCoefficientLayer(AdapterLayer):
         broken = int((~merged.isfinite()).sum())
         if broken:
             raise ValueError(
-                f"NaNs detected: merging {', '.join(new)} into {self.layer_name} would give {broken} of "
-                f"{merged.numel()} values that are NaN or infinite in {merged.dtype}. The weight was left as it was; "
-                "check the coefficients of these adapters."
+                f"NaNs detected in the merged weights. The adapter {', '.join(new)} seems to be broken: merged into "
+                f"{self.layer_name}, it would give {broken} of {merged.numel()} values that are NaN or infinite in "
+                f"{merged.dtype}. The weight was left as it was; check the coefficients of these adapters."
             )
 
     @torch.no_grad()
@@ -271,76 +254,15 @@ class SVDCoefficientLayer(AdapterLayer):
         """Tell PEFT that linear layers can be converted to LoRA, which has matrices only."""
         return not isinstance(self.base_layer, nn.Conv2d)
 
-    # When the base weight gets its values, or other ones, after the layer was adapted: the bases follow it
-
-    @torch.no_grad()
-    def _give_values(self) -> None:
-        """Compute the bases of a layer whose weight was on the meta device and now has values.
-
-        Raises:
-            ValueError: An adapter of the layer was trained on other base weights, or its coefficients have no values.
-        """
-        for kind, adapter, parameter in self.parameters_of_adapters():
-            if parameter.is_meta:
-                raise ValueError(
-                    f"{self.layer_name}: the base weight has values, but {kind} of adapter {adapter!r} is still on the "
-                    "meta device. Load the adapter too, or make it after the base model has its values."
-                )
-        bases, rounded_to = None, None
-        for state in self.states.values():
-            saved = state.record if state.check_later else None
-            match = match_base(
-                self.layer_name,
-                self.unmerged_weight,
-                saved,
-                fan_in_fan_out=self.fan_in_fan_out,
-                present=bases,
-                rounded_to=rounded_to,
-            )
-            exact = "svd_coefficient_u" in state.trained
-            report([match], base_check=state.base_check, exact_anyway=exact)
-            bases, rounded_to, rank = match.bases, match.rounded_to, state.rank
-            state.origin, state.record, state.check_later = match.origin[:rank], match.record, False
-            state.groups = None if exact else coefficient_groups(match.group_p0, rank)
-        self.bases = bases or bases_of(self.layer_name, self.unmerged_weight, fan_in_fan_out=self.fan_in_fan_out)
-        self.rounded_to = rounded_to
-
-    @torch.no_grad()
-    def _follow_base_weight(self, incompatible_keys: Any) -> None:
-        """Compute the bases anew where `load_state_dict` brought other base weights.
-
-        Coefficients that were loaded along count from the new p0. Those that were not keep their change; where that is
-        none, as for an adapter that was not trained, they start at the new p0.
-        """
-        weight = self.unmerged_weight
-        records = [state.record for state in self.states.values() if state.record is not None]
-        if weight.is_meta or self.bases.is_meta or self.merged_adapters or not records:
-            return
-        if value_hash(as_factored(weight, self.rounded_to)).startswith(records[0]["sha256"]):
-            return
-        self.bases = bases_of(self.layer_name, weight, fan_in_fan_out=self.fan_in_fan_out, rounded_to=self.rounded_to)
-        p0 = self.bases.p
-        for adapter, state in self.states.items():
-            rank = state.rank
-            key = f"{self.layer_name}.svd_coefficient_p.{adapter}"
-            loaded = not any(missing.endswith(key) for missing in incompatible_keys.missing_keys)
-            if adapter in self.svd_coefficient_p and not loaded:
-                p = self.svd_coefficient_p[adapter]
-                if torch.equal(p, state.origin.to(p.dtype)):
-                    p.copy_(p0[:rank])
-                    loaded = True
-            if loaded or adapter in self.svd_coefficient_d:
-                state.origin = p0[:rank]
-            state.groups = None if adapter in self.svd_coefficient_u else coefficient_groups(p0, rank)
-            state.record = make_record(as_factored(weight, self.rounded_to), p0, None if loaded else state.origin)
-
     # Devices and dtypes
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self.follow_copied_weight()
         super()._apply(fn, recurse)
         if self._unmerged is not None:
             self._unmerged = fn(self._unmerged)
         self._kept = None
+        self._sample = self._sample and WeightSample.of(self.unmerged_weight)
         self._move_state(self.base_weight.device)
         return self
 

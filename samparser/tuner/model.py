@@ -15,13 +15,13 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .adapter_file import check_adapter_file, check_tensors
+from .adapter_file import check_adapter_file, check_layers, check_tensors
 from .adapter_layer import COEFFICIENTS
 from .base_record import Match, match_base, report
-from .config import PREFIX, SVDCoefficientConfig
+from .config import COMPILED, PREFIX, SVDCoefficientConfig, hash_of_weights
 from .factors import free_coefficients
 from .layer import BASE, Conv2d, Linear, SVDCoefficientLayer
-from .targets import refuse_offloaded, resolve_targets, unsupported_reason
+from .targets import UnsupportedModuleError, refuse_offloaded, resolve_targets, unsupported_reason
 from .weighted_adapter import check_sum, config_of_sum, fill_sum
 
 
@@ -69,8 +69,8 @@ class SVDCoefficientModel(BaseTuner):
             known = self.target_module_mapping.get(model_type)
             if known is None:
                 raise ValueError(
-                    f"There is no default target for models of type {model_type!r} (there is for "
-                    f"{', '.join(sorted(self.target_module_mapping))}): please specify `target_modules`."
+                    "Please specify `target_modules` in `peft_config`: there is no default target for models of type "
+                    f"{model_type!r} (there is for {', '.join(sorted(self.target_module_mapping))})."
                 )
             peft_config.target_modules = set(known)
         return peft_config
@@ -83,6 +83,7 @@ class SVDCoefficientModel(BaseTuner):
         names = resolve_targets(peft_config, model)
         if names is None:
             return
+        check_layers(peft_config, map(_without_compile_prefix, names))
         refuse_offloaded(model, names)
         self._planned = {name: self._match(peft_config, name, model.get_submodule(name)) for name in names}
         report(
@@ -120,7 +121,10 @@ class SVDCoefficientModel(BaseTuner):
     ) -> None:
         reason = unsupported_reason(target)
         if reason is not None:
-            raise TypeError(f"Cannot adapt {current_key}: {reason} Name it in exclude_modules to leave it as it is.")
+            raise UnsupportedModuleError(
+                f"Target module {target} is not supported. Cannot adapt {current_key}: {reason} Name it in "
+                "exclude_modules to leave it as it is."
+            )
         match = self._planned.get(current_key) or self._match(peft_config, current_key, target)
         pattern = get_pattern_key(peft_config.rank_pattern.keys(), current_key)
         rank = peft_config.rank_pattern.get(pattern, peft_config.rank)
@@ -244,20 +248,46 @@ class SVDCoefficientModel(BaseTuner):
 
     @classmethod
     def _get_adapter_state_dict(
-        cls, model: nn.Module, config: SVDCoefficientConfig, adapter_name: str, *args: Any, **kwargs: Any
+        cls,
+        model: nn.Module,
+        config: SVDCoefficientConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        *args: Any,
+        **kwargs: Any,
     ) -> dict[str, Tensor]:
         # Not written to config.base_record: the same configuration may serve other models, which would be compared.
         layers = [module for module in model.modules() if isinstance(module, SVDCoefficientLayer)]
+        for layer in layers:
+            layer.follow_copied_weight()
         states = {layer.layer_name: layer.states.get(adapter_name) for layer in layers}
         config._record_to_save = {name: state.record for name, state in states.items() if state and state.record}
-        return super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
+        found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, *args, **kwargs)
+        # What PEFT adds for modules_to_save, which is hashed along.
+        whole = dict(found)
+        for name, module in model.named_modules():
+            if isinstance(module, AuxiliaryTrainingWrapper):
+                below = {key.removeprefix(f"{name}."): t for key, t in state_dict.items() if key.startswith(f"{name}.")}
+                kept = module.adapter_state_dict(adapter_name, below)
+                whole |= {f"{name}.{key}": tensor for key, tensor in kept.items()}
+        named = {cls._remove_adapter_name_from_key(key, adapter_name): tensor for key, tensor in whole.items()}
+        config._hash_to_save = hash_of_weights(named)
+        return found
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        return super()._remove_adapter_name_from_key(key, adapter_name).replace(COMPILED, "")
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: SVDCoefficientConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        check_tensors(mapped, model.state_dict())
+        plain = {key.replace(COMPILED, ""): tensor for key, tensor in state_dict.items()}
+        mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, plain)
+        present = model.state_dict()
+        here = {key.replace(COMPILED, ""): key for key in present}
+        mapped = {here.get(key, key): tensor for key, tensor in mapped.items()}
+        check_tensors(mapped, present)
         return mapped
 
     # Batches with an adapter for each sample
@@ -315,8 +345,8 @@ def _fan_in_fan_out(config: SVDCoefficientConfig, base: nn.Module) -> bool:
 
 
 def _without_compile_prefix(name: str) -> str:
-    """A module's name without what torch.compile puts in front of it."""
-    return name.removeprefix("_orig_mod.")
+    """A module's name without what torch.compile puts into it."""
+    return name.replace(COMPILED, "")
 
 
 # What an adapter has learnt

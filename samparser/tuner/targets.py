@@ -11,18 +11,25 @@ import difflib
 import re
 from collections.abc import Iterable
 
-from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
-from peft.utils.constants import DUMMY_TARGET_MODULES, INCLUDE_LINEAR_LAYERS_SHORTHAND
+from peft import NoMatchingPeftModuleError, TaskType
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.constants import DUMMY_TARGET_MODULES, INCLUDE_LINEAR_LAYERS_SHORTHAND, SEQ_CLS_HEAD_NAMES
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .config import SVDCoefficientConfig
+from .config import COMPILED, SVDCoefficientConfig
 
 SUPPORTED = (nn.Linear, nn.Conv2d, Conv1D)
 _SUPPORTED_ARE = "Coefficients need a floating-point nn.Linear, nn.Conv2d or transformers Conv1D."
 _KEEP_IN_MEMORY = (
     "Load the base model without offloading, or with a device_map that keeps this layer's weight on a device."
 )
+
+
+class UnsupportedModuleError(ValueError, TypeError):
+    """A layer that cannot be adapted was named: a `ValueError` for PEFT, which raises these, and a `TypeError`."""
+
 
 # From names to layers
 
@@ -31,25 +38,28 @@ def resolve_targets(config: SVDCoefficientConfig, model: nn.Module) -> list[str]
     """Find the full names of the layers that `config` adapts in `model`, sorted; None for PEFT's dummy target.
 
     Raises:
-        ValueError: A name in target_modules is not in the model, or nothing is left to adapt.
-        TypeError: A layer that cannot be adapted was named explicitly.
+        NoMatchingPeftModuleError: A name in target_modules is not in the model, or nothing is left to adapt.
+        UnsupportedModuleError: A layer that cannot be adapted was named explicitly.
     """
     targets = config.target_modules
     assert targets is not None
     if targets == DUMMY_TARGET_MODULES:
         return None
-    modules = dict(_visible_modules(model))
+    # Modules go by the names that they have without torch.compile, and are given back by those that they have here.
+    named = {name.replace(COMPILED, ""): (name, module) for name, module in _visible_modules(model)}
+    modules = {name: module for name, (_, module) in named.items()}
     if isinstance(targets, str) and targets.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND:
-        found = _all_linear(config, model)
+        found = _all_linear(config, model, modules)
     elif isinstance(targets, str):
         found = _by_pattern(targets, modules)
     else:
+        targets = {target.replace(COMPILED, "") for target in targets}
         found = _by_names(targets, modules)
         found = {name for name in found if name in targets or _layer_index_wanted(config, name)}
     kept = {name for name in found if not _excluded(config, name)}
     if not kept:
-        raise ValueError(_nothing_left(config, found, modules))
-    return sorted(kept)
+        raise NoMatchingPeftModuleError(_nothing_left(config, found, modules))
+    return sorted(named[name][0] for name in kept)
 
 
 def _visible_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
@@ -63,22 +73,32 @@ def _visible_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
         yield name, module
 
 
-def _all_linear(config: SVDCoefficientConfig, model: nn.Module) -> set[str]:
-    # PEFT knows which output heads "all-linear" leaves out; it writes the names into the configuration.
-    names = _maybe_include_all_linear_layers(config, model).target_modules
-    assert isinstance(names, set)
-    return {name for name in names if unsupported_reason(model.get_submodule(name)) is None}
+def _all_linear(config: SVDCoefficientConfig, model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
+    """All linear layers except the head that gives words or classes, as PEFT takes them."""
+    head = None
+    if isinstance(model, PreTrainedModel):
+        head = model.get_output_embeddings()
+        if head is None and config.task_type == TaskType.SEQ_CLS:
+            head = next((getattr(model, name) for name in SEQ_CLS_HEAD_NAMES if hasattr(model, name)), None)
+    linear = {name: module for name, module in modules.items() if _is_linear(module) and module is not head}
+    return {name for name, module in linear.items() if unsupported_reason(module) is None}
+
+
+def _is_linear(module: nn.Module) -> bool:
+    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    return isinstance(base, (nn.Linear, Conv1D))
 
 
 def _by_pattern(pattern: str, modules: dict[str, nn.Module]) -> set[str]:
     matched = [name for name in modules if re.fullmatch(pattern, name)]
     found = {leaf for name in matched for leaf in _supported_below(name, modules)}
     if matched and not found:
-        raise TypeError(_nothing_supported(pattern, matched, modules))
+        raise UnsupportedModuleError(_nothing_supported(pattern, matched, modules))
     if not matched:
-        raise ValueError(
-            f"target_modules={pattern!r} is not the whole name of any module of the model. As a string it is a regular "
-            f"expression; a list of names may give their ends only.{_close(pattern, modules)}"
+        raise NoMatchingPeftModuleError(
+            f"{_not_found(pattern)} target_modules={pattern!r} is not the whole name of any module of the model. As a "
+            "string it is a regular expression; a list of names may give their ends only."
+            f"{_close(pattern, modules)}"
         )
     return found
 
@@ -88,13 +108,13 @@ def _by_names(targets: Iterable[str], modules: dict[str, nn.Module]) -> set[str]
     for target in sorted(targets):
         matched = [name for name in modules if _ends_with(name, target)]
         if not matched:
-            raise ValueError(
-                f"target_modules names {target!r}, but no module of the model has that name or a name that ends in "
-                f"'.{target}'.{_close(target, modules)}"
+            raise NoMatchingPeftModuleError(
+                f"{_not_found({target})} target_modules names {target!r}, but no module of the model has that name or "
+                f"a name that ends in '.{target}'.{_close(target, modules)}"
             )
         below = {leaf for name in matched for leaf in _supported_below(name, modules)}
         if not below:
-            raise TypeError(_nothing_supported(target, matched, modules))
+            raise UnsupportedModuleError(_nothing_supported(target, matched, modules))
         found |= below
     return found
 
@@ -137,22 +157,42 @@ def _excluded(config: SVDCoefficientConfig, name: str) -> bool:
     return any(re.match(rf"(^|.*\.){saved}($|\..*)", name) for saved in config.modules_to_save or ())
 
 
+def _not_found(targets: object) -> str:
+    return f"Target modules {targets} not found in the base model. Please check the target modules and try again."
+
+
 def _nothing_left(config: SVDCoefficientConfig, found: set[str], modules: dict[str, nn.Module]) -> str:
-    limits = {
-        name: getattr(config, name)
-        for name in ("exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")
-        if getattr(config, name)
-    }
+    """PEFT's sentence for the case, and then what was counted here."""
+    excluded = {name for name in modules if _excluded(config, name)}
+    if excluded == set(modules):
+        said = (
+            "All modules were excluded. This is likely unintended. Check your `target_modules`, `exclude_modules` and "
+            "`modules_to_save` configuration."
+        )
+    elif excluded:
+        said = (
+            "No modules were targeted for adaptation. This might be caused by a combination of mismatched target "
+            "modules and excluded modules. Please check your `target_modules` and `exclude_modules` configuration. You "
+            "may also have only targeted modules that are marked to be saved (`modules_to_save`)."
+        )
+    else:
+        said = _not_found(config.target_modules)
+    if config.layers_to_transform is not None:
+        said += f" Note: You specified 'layers_to_transform': {config.layers_to_transform}."
+    if config.layers_pattern is not None:
+        said += f" You also specified 'layers_pattern': {config.layers_pattern}."
+    limits = {name: getattr(config, name) for name in ("exclude_modules", "modules_to_save") if getattr(config, name)}
     return (
-        f"target_modules={_shown(config.target_modules)} leaves no layer to adapt: {len(found)} of {len(modules)} "
-        f"modules matched, and none of them is left after {limits or 'no other choice'}."
+        f"{said} target_modules={_shown(config.target_modules)} leaves no layer to adapt: {len(found)} of "
+        f"{len(modules)} modules matched, and none of them is left after {limits or 'no other choice'}."
     )
 
 
 def _nothing_supported(target: str, matched: list[str], modules: dict[str, nn.Module]) -> str:
     reason = unsupported_reason(modules[matched[0]])
     return (
-        f"target_modules names {target!r}, which is {_shown(matched)}, but nothing there can be adapted: {reason} "
+        f"Target module {modules[matched[0]]} is not supported. target_modules names {target!r}, which is "
+        f"{_shown(matched)}, but nothing there can be adapted: {reason} "
         "Take it out of target_modules, or name it in exclude_modules to leave it as it is."
     )
 

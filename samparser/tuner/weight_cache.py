@@ -11,19 +11,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .bases import is_plain
 from .factors import Factors, recompose, unfold
 
 State = tuple[int, int, torch.device, torch.dtype]
 
 
 def _state(tensor: Tensor) -> State | None:
-    """What changes when a tensor gets other values in one of the usual ways.
+    """What changes when a tensor gets other values in one of the usual ways; None where that cannot be told.
 
-    None where that cannot be told: without values, and inside torch.func, compiling or sharding, whose tensors are
-    subclasses or wrapped. Tensors made in inference mode count no versions and cannot be changed outside of it.
+    Tensors made in inference mode count no versions and cannot be changed outside of it.
     """
-    # The first question comes first: inside vmap, .data is not allowed.
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or type(tensor.data) is not Tensor or tensor.is_meta:
+    if not is_plain(tensor):
         return None
     return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version, tensor.device, tensor.dtype
 

@@ -231,3 +231,52 @@ def test_push_uploads_the_adapter_folder_and_nothing_else(tmp_path, monkeypatch,
     calls.clear()
     assert main(["push", str(tmp_path / "run"), "somebody/cells"]) == 2  # the run holds the adapter, and is not one
     assert calls == []
+
+
+def test_push_names_the_base_model_and_not_where_it_lies_here(tmp_path, monkeypatch, capsys):
+    uploaded = {}
+
+    class FakeApi:
+        def create_repo(self, repo, **options):
+            pass
+
+        def upload_folder(self, *, repo_id, folder_path, commit_message):
+            uploaded.update(json.loads((folder_path / "adapter_config.json").read_text()))
+
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeApi)
+    config = {"peft_type": "LORA", "base_model_name_or_path": "/home/me/models/sam-mine"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert main(["push", str(tmp_path), "somebody/cells"]) == 0
+    assert uploaded == {**config, "base_model_name_or_path": "sam-mine"}
+    assert json.loads((tmp_path / "adapter_config.json").read_text()) == config
+    assert "named 'sam-mine' there and not '/home/me/models/sam-mine', a path of this" in capsys.readouterr().out
+
+
+def test_predict_names_bad_images_and_replaces_what_is_not_its_own_only_when_asked(
+    capsys, tiny_sam_folder, toy_coco, tmp_path
+):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    shutil.copy(toy_coco / "val" / "val-000.png", photos)
+    (photos / "bad.png").write_bytes(b"no picture")
+    words = ("predict", tiny_sam_folder, photos, "--grid", 2, "--output", out)
+    with pytest.warns(UserWarning, match="left out"):
+        status, said, _ = run(capsys, *words)
+    assert status == 1
+    assert "1 image segmented" in said
+    assert "1 image left out:\n" in said
+    assert "bad.png is not an image" in said
+    assert "reached SAM's own thresholds" in said
+    (photos / "bad.png").unlink()
+    label = out / "masks" / "val-000.png"
+    label.write_bytes(b"corrected by hand")
+    status, _, err = run(capsys, *words)
+    assert status == 2
+    assert "1 file that this command did not write, or that changed since" in err
+    assert label.read_bytes() == b"corrected by hand"
+    status, said, _ = run(capsys, *words, "--overwrite", "--pred_iou_thresh", 0, "--stability_score_thresh", 0)
+    assert (status, "left out" in said) == (0, False)
+    assert "3 files that were there have been replaced" in said
+    status, said, _ = run(capsys, *words, "--pred_iou_thresh", 9)
+    assert "val-000.png: nothing was found. A finer --grid" in said
+    assert label.read_bytes() != b"corrected by hand"

@@ -35,6 +35,24 @@ def put(place, **values):
         (put((), seeds=3), ["seeds must be a list", "3"]),
         (put((), seeds=[0, 0]), ["different whole numbers", "(0, 0)"]),
         (put((), seeds=[0.5]), ["seeds must be a list, each item a whole number"]),
+        (put((), seeds=[-1]), ["seeds holds -1", "from 0 to 4,294,967,295"]),
+        (put((), seeds=[2**32]), ["seeds holds 4294967296"]),
+        (put((), seeds=[2**70]), ["seeds must be a list, each item a whole number, got (1180591620717411303424,)"]),
+        (put((), seeds=[10**400]), ["seeds must be a list", "000"]),
+        (put(("search",), seed=-3), ["search.seed holds -3"]),
+        (put(("search",), epochs=0), ["search.epochs is 0; it must be greater than 0"]),
+        (put(("search",), epochs=float("inf")), ["search.epochs must be a number or null, got inf"]),
+        (put(("search",), held_out=float("nan")), ["search.held_out must be a number, got nan"]),
+        (put(("search",), trials=[{"learning_rate": float("inf")}] * 2), ["search.trials must be a list"]),
+        (put(("training",), learning_rate=float("nan")), ["training.learning_rate must be", "got nan"]),
+        (put(("training",), learning_rate=1e300), ["training.learning_rate must be", "got 1e+300"]),
+        (put(("prompts",), jitter_max=2**70), ["prompts.jitter_max must be a"]),
+        (put(("methods", 1), train_images=2**70), ["train_images must be a whole number or null"]),
+        (put(("methods", 1), paper_gmac=float("inf")), ["paper_gmac must be a number or null, got inf"]),
+        (put(("data", 0), options={"min_area": float("inf")}), ["options.min_area must be", "got inf"]),
+        (put((), panels={"rows": ["decoder"], "seed": -1}), ["panels.seed holds -1"]),
+        (put((), panels={"rows": ["decoder"], "images": 2**80}), ["panels.images must be a whole number"]),
+        (put(("paper", "decoder", "toy"), miou=float("nan")), ["must be a percentage, got nan"]),
         (put((), title=7), ["title must be a text, got 7"]),
         (put((), methods=[]), ["methods is empty"]),
         (put((), reference="lora"), ["no row 'lora'", "zero-shot, decoder, samparser"]),
@@ -80,6 +98,12 @@ def test_what_an_experiment_does_not_know_is_named_with_what_is_possible(changed
 def test_a_file_that_is_missing_or_no_json_is_named(tmp_path):
     with pytest.raises(ExperimentError, match=r"none\.json cannot be read"):
         load_experiment(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text("[" * 50_000)
+    with pytest.raises(ExperimentError, match=r"bad\.json is not JSON"):
+        load_experiment(tmp_path / "bad.json")
+    (tmp_path / "bad.json").write_text('{"seeds": [' + "9" * 5000 + "]}")
+    with pytest.raises(ExperimentError, match=r"bad\.json is not JSON"):
+        load_experiment(tmp_path / "bad.json")
     (tmp_path / "bad.json").write_text("{'name': 1}")
     with pytest.raises(ExperimentError, match=r"bad\.json is not JSON"):
         load_experiment(tmp_path / "bad.json")

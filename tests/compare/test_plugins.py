@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from samparser.cli import main
 from samparser.compare import ExperimentError, compare, load_experiment
 from samparser.data.layouts import LAYOUTS
 from samparser.methods import METHODS
@@ -93,6 +94,38 @@ def test_a_method_is_one_function_and_a_data_set_one_reader_and_one_json_file(ow
     assert set(cell["units"]["miou"]) == {"val0.png", "val1.png"}
     assert cell["trained"]["by_part"] == {"mask decoder": cell["trained"]["total"]}
     assert report.columns[0].train_images == 2
+
+
+@pytest.mark.parametrize("code", ["sys.exit(0)", "sys.exit('no licence')", "raise SystemExit"])
+def test_an_import_that_ends_the_program_is_an_error(code, own_experiment, tmp_path, capsys):
+    (tmp_path / "ends.py").write_text(f"import sys\n{code}\n")
+    content = json.loads(own_experiment.read_text())
+    own_experiment.write_text(json.dumps({**content, "imports": ["ends.py"]}))
+    for _ in range(2):  # a file that failed has not been imported
+        with pytest.raises(ExperimentError, match=r"ends\.py, which the experiment imports, fails: SystemExit"):
+            load_experiment(own_experiment)
+    assert main(["compare", str(own_experiment), "--output", str(tmp_path / "out")]) == 2
+    assert "ends.py, which the experiment imports, fails" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "        image = read_image(self.root / self.names[index])\n",
+        "    model.mask_decoder.mask_tokens.requires_grad_(tokens)\n",
+    ],
+    ids=["reader", "method"],
+)
+def test_what_was_imported_cannot_end_the_command_as_if_all_had_gone_well(line, own_experiment, tmp_path):
+    text = (tmp_path / "additions.py").read_text()
+    ends = line[: len(line) - len(line.lstrip())] + "raise SystemExit(0)\n"
+    (tmp_path / "ending.py").write_text(text.replace(line, ends))
+    content = json.loads(own_experiment.read_text())
+    own_experiment.write_text(json.dumps({**content, "imports": ["ending.py"]}))
+    with pytest.raises(ExperimentError, match=r"calls sys\.exit\(0\)"):
+        compare(
+            load_experiment(own_experiment), output=tmp_path / "out", data_root=tmp_path, cost=False, say=lambda _: None
+        )
 
 
 def test_an_import_that_fails_is_named(own_experiment, tmp_path):

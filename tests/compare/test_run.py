@@ -1,10 +1,11 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from samparser.compare import CellError, ExperimentError, compare, parse_experiment, select, workers
+from samparser.compare import CellError, ExperimentError, cell, compare, parse_experiment, run, select, store, workers
 from samparser.scoring.table import ScoreTable
 
 CELLS = {
@@ -214,3 +215,104 @@ def test_a_selection_keeps_the_reference_and_goes_on_counting_seeds(experiment):
         select(experiment, ["coco"], None, None)
     with pytest.raises(ExperimentError, match="seeds is 0"):
         select(experiment, None, None, 0)
+
+
+def again(experiment, output, data_root):
+    compare(experiment, output=output, data_root=data_root, cost=False, say=lambda line: None)
+
+
+@pytest.mark.parametrize(("kills", "run_again"), [(1, False), (2, False), (1, True)])
+def test_a_kill_while_a_finished_cell_is_tidied_leaves_nothing_to_stumble_over(
+    kills, run_again, copied, experiment, data_root, monkeypatch
+):
+    seed, trial = "toy--samparser--seed1", "toy--samparser--trial0"
+    before = result(copied, seed)
+    for name in (seed,) if run_again else (seed, trial):
+        (copied / "results" / f"{name}.json").unlink()
+        shutil.rmtree(copied / "runs" / name, ignore_errors=True)
+    left = [kills]
+
+    def killed(path, *args, **options):
+        """A process that ends after one file is gone."""
+        if left[0]:
+            left[0] -= 1
+            next(file for file in path.rglob("*") if file.is_file()).unlink()
+            raise KeyboardInterrupt
+        shutil.rmtree(path, *args, **options)
+
+    monkeypatch.setattr(cell, "shutil", SimpleNamespace(rmtree=killed))
+    for _ in range(kills):
+        with pytest.raises(KeyboardInterrupt):
+            again(experiment, copied, data_root)
+        for name in (seed, trial) if run_again else ():
+            (copied / "results" / f"{name}.json").unlink(missing_ok=True)
+    again(experiment, copied, data_root)
+    assert left == [0]
+    assert result(copied, seed)["units"] == before["units"]
+    assert [path.name for path in copied.rglob("*deleted*")] == []
+    assert sorted(path.name for path in (copied / "runs").iterdir()) == sorted(
+        cell for cell in CELLS if "trial" not in cell
+    )
+    assert not (copied / "runs" / seed / "checkpoints").exists()
+
+
+def test_a_result_is_written_before_what_it_was_made_from_is_deleted(copied, experiment, data_root, monkeypatch):
+    name = "toy--decoder--seed0"
+    (copied / "results" / f"{name}.json").unlink()
+    shutil.rmtree(copied / "runs" / name)
+    there = []
+    original = cell.tidy
+    monkeypatch.setattr(
+        run, "tidy", lambda output, done: there.append(store.ResultStore(output).path(done.name).is_file()) or
+        original(output, done)
+    )  # fmt: skip
+    again(experiment, copied, data_root)
+    assert there == [True] * len(CELLS)
+
+
+def test_a_run_goes_on_when_the_output_is_spelled_another_way_or_was_moved(
+    copied, experiment, data_root, tmp_path, monkeypatch, ran
+):
+    name = "toy--samparser--seed1"
+    before = result(copied, name)
+    monkeypatch.chdir(tmp_path)
+    for output in ("small", "../" + tmp_path.name + "/small", str(copied)):
+        (copied / "results" / f"{name}.json").unlink()
+        again(experiment, output, data_root)
+        assert result(copied, name)["units"] == before["units"]
+    copied.rename(tmp_path / "moved")
+    (tmp_path / "moved" / "results" / f"{name}.json").unlink()
+    again(experiment, "moved", data_root)
+    assert result(tmp_path / "moved", name)["units"] == before["units"]
+    assert ran == [name] * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", "lacks cell, settings, rates"),
+        ("null", "lacks cell, settings"),
+        ("3", "lacks cell, settings"),
+        ('{"settings": {}}', "lacks cell, rates, scores"),
+        ("[" * 50_000, "is not JSON"),
+        ("\0", "is not JSON"),
+    ],
+    ids=["a list", "null", "a number", "settings alone", "nested too deep", "zeros"],
+)
+def test_a_result_that_is_none_is_named_with_what_to_do(text, said, copied, experiment, data_root):
+    (copied / "results" / "toy--decoder--seed0.json").write_text(text)
+    with pytest.raises(ExperimentError, match=rf"toy--decoder--seed0\.json {said}.*Delete it to run its cell again"):
+        again(experiment, copied, data_root)
+
+
+def test_options_that_a_method_cannot_take_are_named_before_anything_is_trained(changed, data_root, tmp_path):
+    for rank in ("four", 2.5, -1):
+
+        def change(content, rank=rank):
+            content["methods"][2].update(method="lora", options={"rank": rank})
+            content["paper"] = {}
+
+        other = parse_experiment(changed(change))
+        with pytest.raises(ExperimentError, match=rf"lora: method 'lora' cannot be applied with the options .*{rank}"):
+            again(other, tmp_path / "out", data_root)
+    assert not list(tmp_path.rglob("*.json"))

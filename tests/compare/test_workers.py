@@ -1,4 +1,10 @@
+import json
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -62,3 +68,40 @@ def test_tasks_added_while_results_are_read_are_run(two_threads):
         if cell.row == "late":
             assert result == {"rates": {"learning_rate": 1.0}}
     assert sorted(map(str, seen)) == sorted([*map(str, CELLS), "toy, late, seed 0"])
+
+
+def test_what_fails_while_a_process_starts_is_told_with_the_task(monkeypatch, experiment, tmp_path):
+    monkeypatch.setattr(workers, "_workspace", None)
+    monkeypatch.setattr(workers, "_place", (experiment, tmp_path, tmp_path, None))
+    for error in (MemoryError("no room"), SystemExit(0)):
+
+        def fail(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(workers, "Workspace", fail)
+        with pytest.raises(CellError, match=rf"toy, decoder, seed 0 failed: {type(error).__name__}: "):
+            workers._work(CELLS[0], {})
+
+
+@pytest.mark.skipif(os.name == "nt", reason="process groups of POSIX")
+def test_ctrl_c_ends_all_processes_without_a_word_of_theirs(content, data_root, tmp_path):
+    (tmp_path / "small.json").write_text(json.dumps({**content, "training": {"num_train_epochs": 500}}))
+    code = "import sys; from samparser.compare import compare, load_experiment\ncompare(load_experiment(sys.argv[1]), "
+    code += "output=sys.argv[2], data_root=sys.argv[3], processes=2, cost=False)"
+    arguments = [sys.executable, "-c", code, tmp_path / "small.json", tmp_path / "out", data_root]
+    running = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    logs = tmp_path / "out" / "runs"
+    while running.poll() is None and not list(logs.glob("*/log.jsonl")):
+        time.sleep(0.1)
+    os.killpg(running.pid, signal.SIGINT)
+    said = running.communicate(timeout=60)[1]
+    assert running.returncode != 0
+    assert said.count("Traceback") <= 1  # that of the process that was started here
+    assert "Process" not in said
+    for _ in range(100):  # multiprocessing's own helper ends a little later
+        try:
+            os.killpg(running.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("processes are left over")

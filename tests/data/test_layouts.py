@@ -74,6 +74,11 @@ def test_a_split_file_in_json_names_the_images(pool):
         opened(pool, "test", split_file="split.json")
 
 
+def test_a_name_listed_twice_is_one_image(pool):
+    (pool / "split.json").write_text(json.dumps({"train": ["003", "003.jpg", "001", "003"]}))
+    assert opened(pool, split_file="split.json").names == [f"positive image set/{n}.jpg" for n in ("003", "001")]
+
+
 def test_split_files_as_text_name_one_image_a_line(pool):
     (pool / "train.txt").write_text("001\n\n005.jpg\n")
     (pool / "val.txt").write_text("007\n")
@@ -88,6 +93,7 @@ def test_split_files_as_text_name_one_image_a_line(pool):
             {"train": ["001", "999", "998"]},
             "2 of the 3 names .* for train name no image or several, '999' for instance",
         ),
+        ({"train": ["001"], "val": ["001.jpg"]}, "lists 001.jpg under train and under val"),
         (["001"], "must be of the form"),
     ],
 )
@@ -165,13 +171,23 @@ def test_readers_of_one_set_must_agree_on_the_classes(coco_root):
         opened(coco_root, "all")
 
 
+def test_an_image_too_few_to_divide_is_told(tmp_path):
+    save(picture(), tmp_path / "images/a.png")
+    save(rectangle(1, 1, 5, 5), tmp_path / "masks/a.png")
+    with pytest.raises(
+        DataError,
+        match=r"ratio of the images that there are comes to none.*split_file\.$",
+    ):
+        opened(tmp_path, "val")
+
+
 def test_settings_are_read_from_a_command_line():
     from transformers import HfArgumentParser
 
-    line = "--data x --classes cat dog --min_area 7 --scan true --instances ids --class_names 1=a 2=b"
+    line = "--data x --classes cat dog --min_area 7 --scan true --instances ids --class_names 1=a 2=b --crowds false"
     (settings,) = HfArgumentParser((DataSettings,)).parse_args_into_dataclasses(line.split())
     assert settings == DataSettings(
-        "x", classes=["cat", "dog"], min_area=7, scan=True, instances="ids", class_names=["1=a", "2=b"]
+        "x", classes=["cat", "dog"], min_area=7, scan=True, instances="ids", class_names=["1=a", "2=b"], crowds=False
     )
 
 
@@ -182,3 +198,26 @@ def test_a_data_set_is_a_torch_data_set_of_samples(coco_root):
         dataset[3]
     assert "images=3, classes=2" in repr(dataset)
     assert rectangle(0, 0, 6, 6).sum() == dataset[0].instances[0].area
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "hint"),
+    [
+        ("sa_223750.json", '{"image": {}, "annotations": [{"segmentation": {}}]}', "SA-1B: one JSON file per image"),
+        ("a.json", '{"version": "5", "shapes": [], "imagePath": "a.jpg"}', "labelme's JSON: export it as COCO"),
+        ("via.json", '{"a.jpg123": {"regions": []}}', "VGG Image Annotator's JSON"),
+        ("ds/ann/a.jpg.json", '{"objects": [{"points": {"exterior": []}}]}', "Supervisely's JSON"),
+        ("labels/train/a.txt", "0 0.1 0.2 0.3 0.2 0.3 0.5\n", "YOLO's polygons: convert them to COCO JSON"),
+        ("train/_classes.csv", "Pixel Value, Class\n", "Roboflow's masks"),
+        ("stage1/0a1b/masks/1.png", "", ""),
+        ("0a1b/masks/1.png", "", r"a folder of masks for each image \(DSB2018\)"),
+        ("benign/benign (1)_mask.png", "", "images and masks in one folder: name it with both settings"),
+        ("case1.nrrd", "", "volumes: convert them to NIfTI"),
+        ("gt/a_mask.npy", "", "masks as NumPy files"),
+    ],
+)
+def test_layouts_of_others_are_named_with_what_to_do(tmp_path, name, content, hint):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=rf"is not known\. It holds [^.]+(\.\w+)?\..*{hint}.*Layouts:"):
+        detect_layout(tmp_path)

@@ -1,5 +1,6 @@
 """The reference page as it is built: every field of every setting, every example as code."""
 
+import ast
 import doctest
 import html
 import inspect
@@ -127,8 +128,24 @@ def module_and_name(path):
     raise AssertionError(path)
 
 
+def test_no_role_of_sphinx_is_on_the_page(page):
+    assert re.findall(r":(?:class|func|meth|mod|data|attr|obj|exc|ref):", page) == []
+
+
 def test_every_name_of_the_page_s_source_is_on_the_page(page):
     directives = re.findall(r"^::: ([\w.]+)", (ROOT / "docs" / "reference.md").read_text(), flags=re.MULTILINE)
     assert len(directives) == len(set(directives))
     for name in directives:
         assert f'id="{name}"' in page
+
+
+def test_docstrings_are_markdown_without_roles():
+    """The site is Markdown: a role of Sphinx would be shown as it is written."""
+    found = []
+    for path in (ROOT / "samparser").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                role = re.search(r":(class|func|meth|mod|data|attr|obj|exc|ref):", ast.get_docstring(node) or "")
+                if role:
+                    found.append(f"{path.relative_to(ROOT)}: {role[0]} in {getattr(node, 'name', 'the module')}")
+    assert found == []

@@ -168,3 +168,16 @@ def test_a_model_without_a_configuration_cannot_be_counted(tmp_path):
     (tmp_path / "own.json").write_text(json.dumps({**content, "model": "empty"}))
     with pytest.raises(ExperimentError, match=r"'empty' has no configuration that can be read"):
         compare(load_experiment(tmp_path / "own.json"), output=tmp_path / "out", say=lambda line: None)
+
+
+def test_code_beside_a_configuration_is_not_run_and_nobody_is_asked(tmp_path, monkeypatch):
+    content = json.loads((FOLDER / "table4.json").read_text("utf-8"))
+    (tmp_path / "mine").mkdir()
+    config = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}
+    (tmp_path / "mine" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "mine" / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: pass\n")
+    (tmp_path / "own.json").write_text(json.dumps({**content, "model": "mine"}))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    with pytest.raises(ExperimentError, match=r"'mine' has no configuration that can be read"):
+        compare(load_experiment(tmp_path / "own.json"), output=tmp_path / "out", say=lambda line: None)
+    assert not (tmp_path / "ran").exists()

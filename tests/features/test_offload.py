@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from samparser.features.offload import EncoderAside, FeatureInput
+from samparser.features.store import DamagedFeaturesError
 
 
 def test_features_of_one_shape_pass_in_the_encoders_dtype():
@@ -27,3 +28,26 @@ def test_features_in_place_of_an_image_give_its_embedding(tiny_sam, tmp_path, af
     assert torch.equal(encoder(features).last_hidden_state, embedding)
     aside.restore()
     assert torch.equal(encoder(pixels).last_hidden_state, embedding)
+
+
+def removed(file):
+    file.unlink()
+
+
+def altered(file):
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+
+
+def cut_off(file):
+    file.write_bytes(file.read_bytes()[:-40])
+
+
+@pytest.mark.parametrize("damage", [removed, altered, cut_off])
+def test_weights_that_went_bad_while_they_were_away_are_named(tiny_sam, tmp_path, damage):
+    file = tmp_path / "weights.safetensors"
+    aside = EncoderAside(tiny_sam.vision_encoder, (8, 8, 24), file, after_neck=False)
+    damage(file)
+    with pytest.raises(DamagedFeaturesError, match=r"weights\.safetensors .*load the base model again.*--resume"):
+        aside.restore()

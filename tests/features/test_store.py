@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from samparser.features.cache import FeatureCache
 from samparser.features.keys import image_key
 from samparser.features.store import DamagedFeaturesError, FeatureStore, MissingFeaturesError
+from samparser.prompts import PromptedDataset, PromptSettings, collate
 from tests.conftest import make_tiny_sam
 from tests.features.feature_samples import SHAPE, make_samples, train_decoder, train_neck
 
@@ -155,9 +156,8 @@ def test_a_damaged_entry_is_found_and_computed_anew(damage, tmp_path, tiny_proce
     (path,) = cache.store.folder.glob("??/*.safetensors")
     whole = contents(path)
     damage(path)
-    if damage is not altered:
-        with pytest.raises(DamagedFeaturesError, match="computed anew"):
-            cache.processor(sample.image)
+    with pytest.raises(DamagedFeaturesError, match=rf"{path.name}.* what is damaged is computed anew.*--resume"):
+        cache.processor(sample.image)
     with pytest.warns(UserWarning, match="computed anew"):
         assert cache.fill([sample], progress=False) == 1
     assert contents(path) == whole
@@ -219,3 +219,46 @@ def test_a_damaged_copy_of_the_encoder_is_replaced(tmp_path, tiny_processor):
             pass
         for name, tensor in make_tiny_sam().state_dict().items():
             assert torch.equal(model.state_dict()[name], tensor), (damage, name)
+
+
+def removed(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "error"),
+    [(altered, DamagedFeaturesError), (cut_off, DamagedFeaturesError), (removed, MissingFeaturesError)],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_entry_that_goes_bad_while_it_is_used_ends_with_one_clear_message(
+    damage, error, workers, tmp_path, tiny_processor
+):
+    samples = make_samples(2)
+    cache = FeatureCache(tmp_path, train_neck(make_tiny_sam()), tiny_processor)
+    cache.fill(samples, progress=False)
+    path = cache.store.path(image_key(samples[1].image))
+    with cache.feeding() as processor:
+        dataset = PromptedDataset(samples, processor, PromptSettings(jitter_max=3))
+        loader = torch.utils.data.DataLoader(
+            dataset, collate_fn=collate, num_workers=workers, multiprocessing_context="fork" if workers else None
+        )
+        assert len(list(loader)) == 2
+        damage(path)
+        with pytest.raises(error, match=rf"^(.*/|No features of this image in .*){path.name}.*--resume") as caught:
+            list(loader)
+    assert "Traceback" not in str(caught.value)
+    assert isinstance(caught.value, RuntimeError)
+
+
+def test_a_full_disk_is_named_and_leaves_the_cache_whole(tmp_path, monkeypatch):
+    store = FeatureStore(tmp_path, "print", (2,), torch.float32)
+    store.write("aa", torch.ones(2))
+
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("samparser.features.store.save_file", full)
+    with pytest.raises(OSError, match=r"ab\.safetensors could not be written .*No space left.*make room"):
+        store.write("ab", torch.ones(2))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["aa.safetensors"]
+    assert torch.equal(store.read("aa"), torch.ones(2))

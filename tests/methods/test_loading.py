@@ -113,6 +113,25 @@ def hub(tmp_path, monkeypatch):
     return publish
 
 
+@pytest.mark.parametrize("name", ["samparser", "lora"])
+def test_a_base_in_the_hub_s_cache_is_taken_from_there_and_keeps_its_name(
+    name, trained, hub, tmp_path, tiny_sam_folder, tiny_inputs
+):
+    model = trained(name)
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain.name_or_path = "someone/sam-base"
+    if hasattr(model, "peft_config"):
+        model.peft_config["default"].base_model_name_or_path = "someone/sam-base"
+    save_trained(model, tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match=r"give base='someone/sam-base' to fetch it from the Hugging Face hub"):
+        load_model(tmp_path / "out")
+    hub(tiny_sam_folder, "someone/sam-base")
+    loaded, _ = load_model(tmp_path / "out")
+    assert torch.equal(masks(loaded, tiny_inputs), masks(model, tiny_inputs))
+    save_trained(loaded, tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "method.json").read_text())["base_model"] == "someone/sam-base"
+
+
 @pytest.mark.parametrize("name", ["samparser", "lora", "decoder"])
 def test_a_trained_part_is_opened_by_its_name_on_the_hub(name, trained, hub, tmp_path, tiny_inputs):
     model = trained(name)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import SamModel
 
-from samparser.methods import METHODS, build, merged
+from samparser.methods import METHODS, build, load_trained, merged, save_trained
 from samparser.methods.registry import applied_method
 from tests.conftest import make_tiny_sam
 
@@ -76,3 +76,13 @@ def test_a_plain_model_comes_back_as_it_is(tiny_sam, tiny_inputs):
     plain = merged(tiny_sam)
     assert plain is not tiny_sam
     assert torch.equal(masks(plain, tiny_inputs), masks(tiny_sam, tiny_inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", MERGEABLE)
+def test_merged_weights_keep_the_dtype_of_the_base(name, dtype, tmp_path):
+    model = build(name, make_tiny_sam().to(dtype))
+    assert {tensor.dtype for tensor in merged(model).state_dict().values()} == {dtype}
+    save_trained(model, tmp_path)
+    loaded = load_trained(make_tiny_sam().to(dtype), tmp_path)
+    assert {tensor.dtype for tensor in merged(loaded).state_dict().values()} == {dtype}

@@ -1,8 +1,10 @@
 import os
+import stat
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from samparser.methods import build, describe, load_trained, save_trained
@@ -103,6 +105,49 @@ def test_an_interrupted_save_leaves_the_earlier_one(name, tmp_path, monkeypatch,
 
 def _raise_disk_full(*args):
     raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("name", ["lora", "lora-qkv", "samparser"])
+def test_saved_files_can_be_read_by_whom_any_new_file_can(name, tmp_path):
+    (tmp_path / "plain").touch()
+    for _ in range(2):
+        save_trained(build(name, make_tiny_sam()), tmp_path / "out")
+        modes = {path.name: path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+        assert set(modes.values()) == {(tmp_path / "plain").stat().st_mode}
+    weights = next((tmp_path / "out").glob("*.safetensors"))
+    weights.chmod(0o640)
+    save_trained(build(name, make_tiny_sam()), tmp_path / "out")
+    assert stat.S_IMODE(weights.stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)")],
+    ids=["of the system", "of safetensors"],
+)
+@pytest.mark.parametrize("name", ["lora", "lora-qkv", "samparser"])
+def test_a_full_disk_is_said_once_and_the_earlier_save_stays(name, error, tmp_path, monkeypatch):
+    save_trained(build(name, make_tiny_sam()), tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr("samparser.methods.saving.save_file", full)
+    monkeypatch.setattr("peft.peft_model.safe_save_file", full)
+    with pytest.raises(OSError, match=r"no space left to write it; what was there before is as it was .*out'"):
+        save_trained(build(name, make_tiny_sam()), tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_links_planted_beside_the_folder_are_not_written_through(tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (tmp_path / f".out.{os.getpid()}.partial").symlink_to(victim)
+    save_trained(build("lora", make_tiny_sam()), tmp_path / "out")
+    assert list(victim.iterdir()) == []
+    assert (tmp_path / "out" / "method.json").is_file()
 
 
 def test_a_saved_adapter_of_coefficients_has_a_card_that_says_how_to_load_it(tmp_path):

@@ -5,8 +5,6 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from samparser.drawing import overlay
-from samparser.drawing.overlays import border
 from samparser.prediction import SegmentedImage, write_coco, write_label_png
 from samparser.prediction.mask_files import write_image
 
@@ -69,36 +67,3 @@ def test_an_image_of_unwritable_format_leaves_nothing_behind(tmp_path):
     with pytest.raises(ValueError, match="unknown file extension"):
         write_image(np.zeros((2, 2), np.uint8), tmp_path / "x.nothing")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_mask_keeps_its_colour_and_the_rest_of_the_image_is_untouched():
-    image = np.random.default_rng(0).integers(0, 256, (12, 14, 3), dtype=np.uint8)
-    masks = np.zeros((2, 12, 14), dtype=bool)
-    masks[0, 2:7, 2:7], masks[1, 8:11, 8:12] = True, True
-    both, alone = overlay(image, masks), overlay(image, masks[:1])
-    outside = ~masks.any(axis=0)
-    assert np.array_equal(both[outside], image[outside])
-    assert np.array_equal(both[masks[0]], alone[masks[0]])
-    assert (both[border(masks[0])] == both[2, 2]).all()
-    assert not np.array_equal(both[2, 2], both[8, 8])
-    assert not np.array_equal(image, both)
-    assert np.array_equal(overlay(image, masks[:0]), image)
-
-
-def test_the_border_of_a_mask_is_its_pixels_beside_the_outside():
-    mask = np.zeros((6, 6), dtype=bool)
-    mask[1:5, 2:6] = True
-    expected = mask.copy()
-    expected[2:4, 3:6] = False  # the right side runs along the image's edge, where there is no outside
-    assert np.array_equal(border(mask), expected)
-    assert np.array_equal(border(mask, 2), mask)
-    solid = np.pad(np.ones((9, 9), dtype=bool), 1)
-    assert (solid & ~border(solid, 3)).sum() == 9
-
-
-@pytest.mark.parametrize("ground", [0, 255])
-def test_an_outline_stands_out_from_dark_and_bright_ground(ground):
-    image = np.full((8, 8, 3), ground, dtype=np.uint8)
-    mask = np.zeros((1, 8, 8), dtype=bool)
-    mask[0, 2:6, 2:6] = True
-    assert (overlay(image, mask[:0], outlines=mask)[2, 2] == 255 - ground).all()

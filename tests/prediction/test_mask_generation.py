@@ -1,5 +1,7 @@
 """Masks from a grid of points: transformers' pipeline with our removal of duplicates."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from transformers.utils import is_torchvision_available
 
 from samparser.prediction import generate_masks
 from samparser.prediction.mask_generation import non_maximum_suppression
-from samparser.sam import neck_targets
+from samparser.sam import load_sam, neck_targets
 from tests.conftest import make_tiny_sam
 
 LENIENT = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
@@ -96,6 +98,59 @@ def test_an_adapted_model_gives_the_masks_of_the_merged_one(tiny_processor, imag
     merged = generate_masks(model.merge_and_unload(), tiny_processor, image, points_per_side=3, **LENIENT)
     assert adapted.masks.shape == merged.masks.shape
     assert (adapted.masks != merged.masks).mean() < 1e-3
+
+
+def test_thresholds_that_are_not_given_follow_a_model_that_is_less_sure_of_itself(tiny_sam, tiny_processor, image):
+    """Of the candidates of a random model none comes near SAM's own thresholds."""
+    with pytest.warns(
+        UserWarning, match=r"None of 48 candidates reached SAM's own thresholds .*0\.88.*pred_iou_thresh"
+    ):
+        found = generate_masks(tiny_sam, tiny_processor, image, points_per_side=4)
+    every = generate_masks(tiny_sam, tiny_processor, image, points_per_side=4, nms_thresh=1.0, **LENIENT)
+    assert 1 <= len(found.masks) <= 3
+    assert found.scores[0] >= np.quantile(every.scores, 0.95)
+    with pytest.warns(UserWarning, match=r"stability_score_thresh 0\.00\."):
+        some = generate_masks(tiny_sam, tiny_processor, image, points_per_side=4, stability_score_thresh=0.0)
+    assert len(some.masks) >= len(found.masks)
+
+
+def test_the_shipped_model_finds_something_and_the_largest_masks_are_no_noise():
+    model, processor = load_sam(Path(__file__).parents[2] / "examples" / "assets" / "small-sam")
+    picture = np.full((96, 128, 3), 40, dtype=np.uint8)
+    picture[20:60, 30:90] = [200, 120, 60]
+    with pytest.warns(UserWarning, match="best of this model's own were taken"):
+        found = generate_masks(model, processor, picture, points_per_side=6)
+    truth = np.zeros((96, 128), dtype=bool)
+    truth[20:60, 30:90] = True
+    overlap = [(mask & truth).sum() / (mask | truth).sum() for mask in found.masks]
+    assert max(overlap) > 0.8
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (3, 2), (40, 1)])
+@pytest.mark.parametrize("points", [1, 2])
+def test_the_smallest_images_have_masks_too(tiny_sam, tiny_processor, size, points):
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    found = generate_masks(tiny_sam, tiny_processor, picture, points_per_side=points, **LENIENT)
+    assert found.masks.shape == (len(found.scores), *size)
+    assert len(found.masks) > 0
+
+
+def test_grids_of_crops_are_put_where_the_crops_are(tiny_sam, tiny_processor, image):
+    """The reference is transformers' own pipeline before its last step."""
+    pipeline = MaskGenerationPipeline(model=tiny_sam, image_processor=tiny_processor.image_processor)
+    from PIL import Image
+
+    steps = pipeline.preprocess(Image.fromarray(image), points_per_crop=2, points_per_batch=4, crops_n_layers=1)
+    parts = [pipeline.forward(part, **LENIENT) for part in steps]
+    scores = torch.cat([part["iou_scores"] for part in parts])
+    encodings = [encoding for part in parts for encoding in part["masks"]]
+    options = {"points_per_side": 2, "batch": 4, "nms_thresh": 1.0, "crops": 1, **LENIENT}
+    found = generate_masks(tiny_sam, tiny_processor, image, **options)
+    order = scores.argsort(descending=True, stable=True)
+    assert np.allclose(found.scores, scores[order].numpy())
+    assert len(found.masks) == len(encodings)
+    for index, mask in zip(order.tolist(), found.masks, strict=True):
+        assert np.array_equal(mask, decode(frPyObjects(encodings[index], *image.shape[:2])).astype(bool))
 
 
 def test_when_nothing_passes_the_thresholds_there_is_no_mask(tiny_sam, tiny_processor, image):

@@ -9,6 +9,7 @@ from transformers.models.sam.configuration_sam import SamMaskDecoderConfig
 from transformers.models.sam.modeling_sam import SamAttention
 
 from samparser.sam.absorbed_attention import absorbed_attention_class, absorbing_is_cheaper, is_plain_attention
+from samparser.sam.switched_class import switched
 
 HIDDEN, INTERNAL, HEADS = 24, 12, 3
 
@@ -22,8 +23,11 @@ def attention_pair(hidden=HIDDEN, heads=HEADS, implementation="eager"):
     for parameter in plain.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     lean.load_state_dict(plain.state_dict())
-    lean.__class__ = absorbed_attention_class()
     return plain, lean
+
+
+def absorbing(layer):
+    return switched([(layer, absorbed_attention_class())])
 
 
 def results(layer, query, key, value, **options):
@@ -50,10 +54,12 @@ def test_outputs_weights_and_gradients_are_those_of_plain_attention(images, inst
     )
     plain, lean = attention_pair()
     # The eager layer takes its softmax in float32, the fused one in the inputs' float64, but shows no weights.
-    weights = results(lean, query, key, value)[1], results(plain, query, key, value)[1]
+    with absorbing(lean):
+        weights = results(lean, query, key, value)[1], results(plain, query, key, value)[1]
     torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-5)
     plain, lean = attention_pair(implementation="sdpa")
-    output, _, inputs, parameters = results(lean, query, key, value)
+    with absorbing(lean):
+        output, _, inputs, parameters = results(lean, query, key, value)
     expected = results(plain, query, key, value)
     torch.testing.assert_close((output, inputs, parameters), (expected[0], *expected[2:]), rtol=1e-9, atol=1e-9)
 
@@ -64,7 +70,8 @@ def test_the_longer_side_is_not_projected(lengths, monkeypatch):
     monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: projected.append(x.shape[2]) or x @ self.weight.T)
     _, lean = attention_pair()
     query, key = (torch.randn(1, 1, length, HIDDEN, dtype=torch.float64) for length in lengths)
-    lean(query, key, key)
+    with absorbing(lean):
+        lean(query, key, key)
     assert set(projected) == {2}
 
 
@@ -73,7 +80,8 @@ def test_similarity_is_added_to_the_scores_as_in_plain_attention():
     query, key = (torch.randn(1, 1, length, HIDDEN, dtype=torch.float64) for length in (2, 40))
     similarity = torch.randn(1, 1, 2, 40, dtype=torch.float64)
     expected = results(plain, query, key, key, attention_similarity=similarity)
-    torch.testing.assert_close(results(lean, query, key, key, attention_similarity=similarity), expected)
+    with absorbing(lean):
+        torch.testing.assert_close(results(lean, query, key, key, attention_similarity=similarity), expected)
     assert not torch.allclose(expected[0], results(plain, query, key, key)[0])
 
 
@@ -92,13 +100,17 @@ def test_the_rule_chooses_the_layer_with_fewer_counted_products(tokens, monkeypa
     monkeypatch.setattr("samparser.sam.absorbed_attention.absorbing_is_cheaper", lambda *_: True)
     for lengths in ((tokens, places), (places, tokens)):
         shifts = 2 * tokens * hidden // 2  # of the absorbed bias, which the rule leaves out
-        counted = flops(lean, *lengths, hidden) - shifts, flops(plain, *lengths, hidden)
+        with absorbing(lean):
+            counted = flops(lean, *lengths, hidden) - shifts, flops(plain, *lengths, hidden)
         assert (counted[0] < counted[1]) == rule
 
 
 def test_only_plain_attention_is_recognised():
     plain, lean = attention_pair()
     assert is_plain_attention(plain)
+    with absorbing(lean):
+        assert is_plain_attention(lean)
+    lean.__class__ = type("Other", (SamAttention,), {})
     assert not is_plain_attention(lean)
     assert not is_plain_attention(plain.q_proj)
     plain.v_proj = torch.nn.Sequential(plain.v_proj)

@@ -1,6 +1,8 @@
 """The lean decoder gives the masks, gradients and state of transformers' decoder, and leaves no trace."""
 
 import copy
+import threading
+import unittest.mock
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
 from peft import get_peft_model
 from torch import nn
+from torch.nn import functional as F
 
 import samparser
 from samparser.sam.lean import lean_decoder
@@ -166,3 +169,77 @@ def test_copies_made_inside_work_with_their_own_weights(tiny_sam):
     zero, _, _ = masks_and_gradients(twin, multimask_output=False)
     assert torch.equal(zero, torch.zeros_like(zero))
     assert masks_and_gradients(tiny_sam, multimask_output=False)[0].abs().max() > 0
+
+
+def test_a_second_thread_gets_the_masks_of_the_plain_decoder_at_any_moment(tiny_sam):
+    """One thread enters and leaves the block over and over, another runs the model meanwhile."""
+    inputs = {"pixel_values": torch.randn(1, 3, 64, 64), "input_boxes": torch.tensor(BOXES[:1])}
+
+    @torch.no_grad()
+    def masks():
+        return tiny_sam(**inputs, multimask_output=False).pred_masks
+
+    expected, stop, errors = masks(), threading.Event(), []
+
+    def run():
+        while not stop.is_set():
+            try:
+                torch.testing.assert_close(masks(), expected)
+            except Exception as error:
+                errors.append(error)
+                return
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    for _ in range(150):
+        with lean_decoder(tiny_sam):
+            torch.testing.assert_close(masks(), expected)
+    with lean_decoder(tiny_sam):
+        for _ in range(20):
+            torch.testing.assert_close(masks(), expected)
+    stop.set()
+    thread.join()
+    assert errors == []
+
+
+def test_blocks_of_two_threads_overlap_and_the_last_one_puts_the_classes_back(tiny_sam):
+    classes = [type(module) for module in tiny_sam.modules()]
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with lean_decoder(tiny_sam):
+            entered.set()
+            leave.wait(30)
+
+    masks, _, _ = masks_and_gradients(tiny_sam, multimask_output=False)
+    thread = threading.Thread(target=hold)
+    with lean_decoder(tiny_sam):
+        thread.start()
+        assert entered.wait(30)
+    changed = changed_classes(tiny_sam, classes)
+    assert "BlockMaskDecoder" in changed  # the other thread is still inside
+    plain, _, _ = masks_and_gradients(tiny_sam, multimask_output=False)
+    assert torch.equal(plain, masks)
+    leave.set()
+    thread.join()
+    assert changed_classes(tiny_sam, classes) == []
+
+
+def test_only_the_thread_inside_the_block_computes_in_the_lean_way(tiny_sam):
+    convolutions = []
+    with lean_decoder(tiny_sam), torch.no_grad():
+        embeddings = torch.randn(1, 32, 8, 8)
+        box = torch.tensor(BOXES[:1])
+
+        def count():
+            with unittest.mock.patch.object(F, "conv_transpose2d", side_effect=F.conv_transpose2d) as called:
+                tiny_sam(image_embeddings=embeddings, input_boxes=box)
+            convolutions.append(called.call_count)
+
+        count()
+        thread = threading.Thread(target=count)
+        with torch.no_grad():
+            thread.start()
+            thread.join()
+    count()
+    assert convolutions == [0, 2, 2]

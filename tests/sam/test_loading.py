@@ -1,7 +1,9 @@
 """Loading a checkpoint and its processor, with errors that say what to do."""
 
+import ast
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import SamConfig, SamImageProcessorPil, SamModel, SamProcessor, ViTConfig, ViTModel
 
+import samparser
 from samparser.sam import default_processor, load_sam, neck_targets
 from samparser.sam.loading import check_processor
 
@@ -109,3 +112,60 @@ def test_a_damaged_and_an_incomplete_checkpoint_are_refused(tiny_sam, tiny_sam_f
     (tmp_path / "none" / "model.safetensors").unlink()
     with pytest.raises(OSError, match=r"cannot be read.*config\.json and model\.safetensors"):
         load_sam(tmp_path / "none")
+
+
+def stranger(folder, **config):
+    """A folder whose configuration names code of its own, which leaves a file behind when it runs."""
+    code = f"open({str(folder / 'ran')!r}, 'w')\nfrom transformers import SamConfig as C, SamProcessor as P"
+    for name in ("config", "processor", "images"):
+        (folder / f"{name}.py").write_text(code)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "stranger", "auto_map": {"AutoConfig": "config.C", "AutoModel": "config.C"}}, "custom code"),
+        ({"auto_map": {"AutoConfig": "config.C"}}, "."),
+        ({"model_type": "stranger"}, "stranger"),
+    ],
+)
+def test_code_that_a_checkpoint_brings_is_neither_run_nor_asked_about(tmp_path, monkeypatch, config, message):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run a stranger's code"))
+    with pytest.raises(OSError, match=rf"The checkpoint in .* cannot be read: .*{message}"):
+        load_sam(stranger(tmp_path, **config))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_that_a_processor_brings_is_not_run_either(tmp_path, monkeypatch, tiny_sam_folder):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run a stranger's code"))
+    folder = tmp_path / "sam"
+    shutil.copytree(tiny_sam_folder, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    stranger(folder, **settings, auto_map={"AutoConfig": "config.C", "AutoModel": "config.C"})
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        if (folder / name).is_file():
+            content = json.loads((folder / name).read_text())
+            auto_map = {"AutoProcessor": "processor.P", "AutoImageProcessor": "images.P"}
+            content["auto_map"] = auto_map
+            if isinstance(content.get("image_processor"), dict):
+                content["image_processor"]["auto_map"] = auto_map
+            (folder / name).write_text(json.dumps(content))
+    model, _ = load_sam(folder)
+    assert type(model) is SamModel
+    assert not (folder / "ran").exists()
+
+
+def test_every_loader_of_the_library_that_could_run_such_code_says_no():
+    loaders = []
+    for path in Path(samparser.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = node.func if isinstance(node, ast.Call) else None
+            if not (isinstance(called, ast.Attribute) and called.attr == "from_pretrained"):
+                continue
+            if ast.unparse(called.value).startswith(("Auto", "Sam")):
+                loaders.append(path.name)
+                said = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert said.get("trust_remote_code") == "False", f"{path}:{node.lineno}"
+    assert loaders.count("loading.py") >= 3

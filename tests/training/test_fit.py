@@ -1,11 +1,14 @@
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import get_peft_model
 from transformers import TrainerCallback
 
+from samparser import SVDCoefficientConfig
 from samparser.data import DataSettings, open_dataset
 from samparser.prediction import predict_files
 from samparser.scoring.table import InstanceScore, ScoreTable
@@ -14,6 +17,7 @@ from samparser.training import (
     RunFolder,
     RunFolderError,
     SamTrainer,
+    Stopped,
     TrainSettings,
     evaluate,
     train,
@@ -214,6 +218,16 @@ def test_the_best_checkpoint_is_what_is_saved(run_tiny):
     assert result.scores.miou == pytest.approx(max(row["eval_miou"] for row in rows))
 
 
+def test_the_best_checkpoint_is_saved_of_an_adapter_with_a_name_too(run_tiny):
+    config = SVDCoefficientConfig(target_modules=["neck"], modules_to_save=["mask_decoder"])
+    model = get_peft_model(make_tiny_sam(), config, adapter_name="cells")
+    fields = {"num_train_epochs": 3, "learning_rate": 5e-2, "coefficient_lr": 5e-2, "with_eval": True}
+    result, _ = run_tiny(model=model, **fields)
+    rows = [row["eval_miou"] for row in result.folder.rows() if "eval_miou" in row]
+    assert rows[-1] < max(rows), "the last evaluation must not be the best for this test to say anything"
+    assert result.scores.miou == pytest.approx(max(rows))
+
+
 def test_training_stops_early_when_the_score_does_not_rise(run_tiny):
     result, _ = run_tiny(
         with_eval=True, num_train_epochs=20, learning_rate=1e-12, coefficient_lr=1e-12, early_stopping_patience=2
@@ -283,6 +297,60 @@ def test_the_finished_adapter_is_uploaded_once_where_it_was_asked_for(run_tiny, 
     assert calls[:2] == ["secret", ("me/cells", True)]
     assert calls[2:] == [("me/cells", sorted(path.name for path in result.folder.adapter.iterdir()))]
     assert "secret" not in result.folder.settings.read_text()
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_as_an_uninterrupted_one(run_tiny, monkeypatch):
+    fields = {"num_train_epochs": 3, "with_eval": True}
+    whole, _ = run_tiny("whole", **fields)
+    monkeypatch.setattr("samparser.training.fit.write_results", None)
+    with pytest.raises(TypeError):
+        run_tiny("cut", **fields)
+    monkeypatch.undo()
+    cut = RunFolder(whole.folder.path.parent / "cut")
+    newest = cut.last_checkpoint()
+    (newest / "optimizer.pt").unlink()
+    with pytest.warns(UserWarning, match=rf"{newest.name} is damaged: optimizer.pt is missing"):
+        resumed, _ = run_tiny("cut", resume=True, **fields)
+    expected, got = adapter_tensors(whole), adapter_tensors(resumed)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert resumed.folder.rows() == whole.folder.rows()
+
+
+def test_a_run_whose_folder_was_moved_goes_on_with_its_best_checkpoint(run_tiny, monkeypatch):
+    fields = {"num_train_epochs": 4, "with_eval": True, "learning_rate": 5e-2, "coefficient_lr": 5e-2}
+    whole, _ = run_tiny("whole", **fields)
+    original = SamTrainer.training_step
+
+    def power_cut(self, *args, **kwargs):
+        if self.state.global_step == 20:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(SamTrainer, "training_step", power_cut)
+    with pytest.raises(Stopped, match=r"Training was stopped \(SIGINT\)\. The same command with --resume goes on"):
+        run_tiny("cut", **fields)
+    monkeypatch.undo()
+    (whole.folder.path.parent / "cut").rename(whole.folder.path.parent / "moved")
+    resumed, _ = run_tiny("moved", resume=True, **fields)
+    expected, got = adapter_tensors(whole), adapter_tensors(resumed)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert resumed.scores == whole.scores
+
+
+def test_a_damaged_table_of_the_scores_before_is_named_before_the_run_goes_on(run_tiny):
+    result, _ = run_tiny(with_eval=True, max_steps=2)
+    result.folder.scores_before.write_text("image,instance\n")
+    with pytest.raises(RunFolderError, match=r"scores_before\.csv is damaged .*Delete it to go on without"):
+        run_tiny(with_eval=True, max_steps=2, resume=True)
+
+
+def test_the_cache_the_data_and_the_model_are_never_inside_what_is_overwritten(run_tiny, toy_coco, tmp_path):
+    run_tiny(max_steps=1)
+    cache = str(tmp_path / "run" / "features")
+    Path(cache).mkdir()
+    with pytest.raises(RunFolderError, match=rf"The cache, {cache}, lies inside"):
+        run_tiny(max_steps=1, overwrite=True, cache=cache)
+    assert (tmp_path / "run" / "finished.json").is_file()
 
 
 def test_a_frozen_model_is_refused(toy_sets, tiny_processor, tmp_path):

@@ -130,3 +130,29 @@ def test_a_compiled_model_trains_and_is_scored_as_a_plain_one(tiny_sam_folder, t
         torch.testing.assert_close(got[name], expected[name], rtol=1e-3, atol=1e-4)
     scores = [json.loads((folder / "scores.json").read_text()) for folder in (plain, compiled)]
     assert scores[0].keys() == scores[1].keys()
+
+
+def test_sigterm_ends_a_run_that_another_command_could_not_join_and_that_can_be_resumed(
+    tiny_sam_folder, toy_coco, tmp_path, capsys
+):
+    output = tmp_path / "run"
+    words = arguments(tiny_sam_folder, toy_coco, output, "--num_train_epochs", "200", "--eval_strategy", "no")
+    command = [sys.executable, "-m", "samparser.cli", *words]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 120
+        while RunFolder(output).last_checkpoint() is None:
+            assert process.poll() is None, process.stderr.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        for more in ("--resume", "--overwrite"):
+            assert main([*words, more]) == 2
+            assert f"{output} is being written by another process (pid {process.pid} on" in capsys.readouterr().err
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read().decode()
+    assert process.returncode not in (0, -signal.SIGTERM)
+    assert "SIGTERM" in said
+    assert "--resume" in said
+    assert not (output / ".lock").exists()
+    assert not (output / "finished.json").exists()
+    checkpoint = RunFolder(output).last_checkpoint()
+    assert checkpoint is not None

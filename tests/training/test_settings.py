@@ -25,6 +25,15 @@ def test_a_recipe_fills_in_what_the_paper_says(recipe, learning_rate, weight_dec
     assert settings.per_device_train_batch_size == 1
 
 
+def test_the_recipe_for_ones_own_images_is_the_default_and_moves_the_coefficients():
+    own, natural = TrainSettings(), TrainSettings(recipe="natural")
+    assert (own.recipe, own.coefficient_lr, own.learning_rate) == ("own", 1e-2, 1.5e-4)
+    differing = {name for name, value in natural.recorded().items() if own.recorded()[name] != value}
+    assert differing == {"recipe", "coefficient_lr"}
+    assert TrainSettings(learning_rate=1e-3).coefficient_lr == 1e-2
+    assert TrainSettings(learning_rate=1e-3, recipe="natural").coefficient_lr == 1e-3
+
+
 def test_a_value_that_is_given_overrides_the_recipe():
     settings = TrainSettings(recipe="medical", learning_rate=0.5, lambda_focal=0.0, weight_decay=0.0)
     assert (settings.learning_rate, settings.weight_decay, settings.num_train_epochs) == (0.5, 0.0, 25)
@@ -33,7 +42,7 @@ def test_a_value_that_is_given_overrides_the_recipe():
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("recipe", "surgical", "'surgical'; known are medical, natural, remote-sensing"),
+        ("recipe", "surgical", "'surgical'; known are own, medical, natural, remote-sensing"),
         ("learning_rate", 0.0, "learning_rate is 0.0; it must be greater than 0"),
         ("coefficient_lr", -1.0, "coefficient_lr is -1.0"),
         ("weight_decay", -0.1, "weight_decay is -0.1; it must not be negative"),

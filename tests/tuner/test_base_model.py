@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from samparser import SVDCoefficientConfig
@@ -133,3 +134,144 @@ def test_coefficients_of_equal_singular_values_move_together_and_those_of_zeros_
     with torch.no_grad():
         layer.svd_coefficient_p["default"].add_(torch.tensor([0.0, 0.3, 0.6, 0.9, 5.0, 7.0]))
     assert torch.linalg.matrix_rank(layer.get_delta_weight("default")) == 5
+
+
+# The base weight is exchanged after the layer was adapted
+
+
+def copy_by_hand(target: nn.Module, source: nn.Module) -> None:
+    """Write all values of one model into another as many a moving average does, which no parameter notices."""
+    for ours, theirs in zip(target.parameters(), source.parameters(), strict=True):
+        ours.data.copy_(theirs.data)
+
+
+@pytest.mark.parametrize("when", ["eval", "forward", "train", "merge", "save"])
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {},
+        {"parametrization": "relative"},
+        {"trainable": "both"},
+        {"trainable": "bases"},
+        {"save_basis": True},
+        {"rank": 3},
+    ],
+    ids=str,
+)
+def test_values_that_are_copied_by_hand_bring_their_bases_along(choices, when, tmp_path):
+    config = {"target_modules": ["neck", "head"], **choices}
+    trained = get_peft_model(make("ConvNet"), SVDCoefficientConfig(**config))
+    other, x = get_peft_model(make("ConvNet", seed=7), SVDCoefficientConfig(**config)), batch("ConvNet")
+    move(trained)
+    expected = output(trained, x)
+    other.eval()
+    output(other, x)  # Whatever is kept from before has to go.
+    copy_by_hand(other, trained)
+    if when == "train":
+        other.train()
+        torch.testing.assert_close(other(x), expected)
+    elif when == "forward":
+        with torch.no_grad():
+            assert torch.equal(other(x), expected)
+    elif when == "merge":
+        torch.testing.assert_close(output(other.merge_and_unload(), x), expected)
+    elif when == "save":
+        other.save_pretrained(tmp_path)
+        assert torch.equal(output(PeftModel.from_pretrained(make("ConvNet"), tmp_path), x), expected)
+    else:
+        assert torch.equal(output(other, x), expected)
+
+
+def test_an_untrained_adapter_starts_at_a_base_weight_that_is_written_by_hand():
+    model, plain, x = (
+        get_peft_model(make("MLP"), SVDCoefficientConfig(target_modules=["lin0"])),
+        make("MLP", 7),
+        batch("MLP"),
+    )
+    copied = {name: p for name, p in model.named_parameters() if "svd_coefficient" not in name}
+    for ours, theirs in zip(copied.values(), plain.parameters(), strict=True):
+        ours.data.copy_(theirs.data)
+    assert torch.equal(output(model, x), output(plain, x))
+    p0, p = coefficients(model)["lin0"]
+    assert torch.equal(p0, p)
+    torch.testing.assert_close(p, torch.linalg.svdvals(plain.lin0.weight.detach()))
+
+
+def test_a_trained_adapter_keeps_its_change_on_a_base_weight_that_is_written_by_hand():
+    model = get_peft_model(make("MLP"), SVDCoefficientConfig(target_modules=["lin0"]))
+    move(model)
+    model.eval()
+    p0, p = coefficients(model)["lin0"]
+    layers(model)[0].base_layer.weight.data.copy_(3 * make("MLP", seed=7).lin0.weight.data)
+    model.eval()
+    now0, now = coefficients(model)["lin0"]
+    assert torch.equal(now0, p0)  # From where its change counts, which is the same and goes along the new bases.
+    assert torch.equal(now, p)
+    torch.testing.assert_close(
+        layers(model)[0].get_delta_weight("default").norm(), (p - p0).norm(), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_last_bits_of_a_moving_average_are_no_other_weight():
+    model = get_peft_model(make("MLP"), SVDCoefficientConfig(target_modules=["lin0"]))
+    bases, weight = layers(model)[0].bases, layers(model)[0].base_layer.weight
+    for _ in range(50):
+        weight.data.mul_(0.99).add_(weight.data / 0.99, alpha=0.01)
+        model.eval()
+    assert layers(model)[0].bases is bases
+
+
+# Parts that torch.compile wraps
+
+
+def compiled(model: nn.Module, part: str) -> nn.Module:
+    setattr(model, part, torch.compile(getattr(model, part), backend="eager"))
+    assert any("._orig_mod." in name for name in model.state_dict())
+    return model
+
+
+@pytest.fixture
+def names_only():
+    """Let compiled modules run as they are: no compiler looks through the checks of shapes of the test run."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("choices", [{}, {"modules_to_save": ["head"]}, {"bias": "all"}], ids=str)
+@pytest.mark.usefixtures("names_only")
+def test_a_compiled_part_leaves_no_trace_in_the_file(choices, when, tmp_path):
+    model = compiled(make("ConvNet"), "neck") if when == "before" else make("ConvNet")
+    model = get_peft_model(model, SVDCoefficientConfig(target_modules=["neck.0"], **choices))
+    if when == "after":
+        compiled(model.base_model.model, "neck")
+    move(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and name.endswith("bias"):
+                parameter.add_(0.5)
+    model.save_pretrained(tmp_path)
+    assert "_orig_mod" not in (tmp_path / "adapter_config.json").read_text()
+    assert not any("_orig_mod" in name for name in load_file(tmp_path / "adapter_model.safetensors"))
+    x = batch("ConvNet")
+    for base in (make("ConvNet"), compiled(make("ConvNet"), "neck")):
+        torch.testing.assert_close(output(PeftModel.from_pretrained(base, tmp_path), x), output(model, x))
+
+
+@pytest.mark.usefixtures("names_only")
+def test_a_file_with_names_of_a_compiled_part_still_loads(tmp_path):
+    folder, part = saved(tmp_path), "neck._orig_mod."
+    path, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    save_file({name.replace("neck.", part): t for name, t in load_file(path).items()}, path)
+    config.write_text(config.read_text().replace('    "neck.', f'    "{part}'))
+    assert part in config.read_text()
+    whole = saved(tmp_path / "whole")
+    for base in (make("ConvNet"), compiled(make("ConvNet"), "neck")):
+        ours = output(PeftModel.from_pretrained(base, folder), batch("ConvNet"))
+        assert torch.equal(ours, output(PeftModel.from_pretrained(make("ConvNet"), whole), batch("ConvNet")))
+
+
+def test_a_module_in_full_that_is_compiled_here_says_how_to_load_it(tmp_path):
+    folder = saved(tmp_path, modules_to_save=["bottleneck"])
+    with pytest.raises(ValueError, match=r"bottleneck\._orig_mod.*load into the plain model, then compile it in place"):
+        PeftModel.from_pretrained(compiled(make("ConvNet"), "bottleneck"), folder)

@@ -17,7 +17,26 @@ from samparser import SVDCoefficientConfig
         ({"target_modules": []}, r"target_modules is empty.*'neck'"),
         ({"target_modules": ""}, "target_modules is an empty string"),
         ({"target_modules": ["a", ""]}, "has to hold names of modules"),
-        ({"target_modules": ["a", 3]}, "has to hold names of modules"),
+        ({"target_modules": ["a", 3]}, r"target_modules=\['a', 3\] is not possible; it has to be list\[str\]"),
+        (
+            {"target_modules": 3},
+            r"target_modules=3 is not possible; it has to be list\[str\] \| set",
+        ),
+        ({"modules_to_save": [0]}, r"modules_to_save=\[0\] is not possible; it has to be list\[str\] \| None"),
+        ({"modules_to_save": ["((("]}, r"modules_to_save='\(\(\(' is a string and so a regular expression, but"),
+        (
+            {"rank_pattern": {"(((": 3}},
+            r"rank_pattern='\(\(\(' is a string and so a regular expression, but",
+        ),
+        ({"rank_pattern": 3}, r"rank_pattern=3 is not possible; it has to be dict\[str, int\]"),
+        ({"rank_pattern": {"a": "b"}}, r"rank_pattern=\{'a': 'b'\} is not possible; it has to be dict\[str, int\]"),
+        ({"layers_pattern": "(", "layers_to_transform": 1}, r"layers_pattern='\(' is a string and so a regular"),
+        ({"base_record": {"a": 3}}, r"base_record=\{'a': 3\} is not possible; it has to be dict"),
+        ({"format_version": "1"}, "format_version='1' is not possible; it has to be int"),
+        ({"save_basis": 1}, "save_basis=1 is not possible; it has to be bool"),
+        ({"inference_mode": "yes"}, "inference_mode='yes' is not possible; it has to be bool"),
+        ({"revision": ["main"]}, r"revision=\['main'\] is not possible; it has to be"),
+        ({"weights_sha256": 7}, "weights_sha256=7 is not possible; it has to be str | None"),
         ({"target_modules": "neck.("}, r"'neck.\(' is a string and so a regular expression, but not a valid one"),
         ({"exclude_modules": [""]}, "exclude_modules.*has to hold names of modules"),
         ({"trainable": "all"}, r"trainable='all' is not possible.*'coefficients', 'bases', 'both'"),
@@ -25,7 +44,7 @@ from samparser import SVDCoefficientConfig
         ({"bias": "lora_only"}, r"bias='lora_only'.*'svd_coefficient_only'"),
         ({"base_check": "off"}, r"base_check='off'.*'refuse', 'warn'"),
         ({"rank": 0}, "rank=0 has to be a whole number of at least 1"),
-        ({"rank": 2.5}, r"rank=2.5 has to be a whole number"),
+        ({"rank": 2.5}, r"rank=2.5 is not possible; it has to be int \| None"),
         ({"rank_pattern": {"lin0": -1}}, r"rank_pattern\['lin0'\]=-1"),
         ({"scaling": float("nan")}, "scaling=nan is not a finite number"),
         ({"scaling": "1"}, "scaling='1' is not a finite number"),
@@ -36,7 +55,6 @@ from samparser import SVDCoefficientConfig
         ({"layers_pattern": "layers"}, "layers_pattern='layers' has no effect without layers_to_transform"),
         ({"trainable": "bases", "parametrization": "relative"}, "trainable='bases' trains none"),
         ({"format_version": 99}, r"format version 99; this samparser reads up to 1.*Upgrade samparser"),
-        ({"lora_alpha": 4}, r"no field 'lora_alpha'.*target_modules"),
         ({"task_type": "NONSENSE"}, "Invalid task type: 'NONSENSE'"),
     ],
 )
@@ -75,13 +93,20 @@ def test_copies_and_pickles_are_equal():
 
 
 @pytest.mark.parametrize("reader", [PeftConfig, SVDCoefficientConfig])
-def test_a_saved_configuration_with_an_unknown_field_or_newer_format_is_refused(reader, tmp_path):
+def test_a_field_of_a_newer_release_is_ignored_with_pefts_warning_and_a_newer_format_refused(reader, tmp_path):
     SVDCoefficientConfig(target_modules=["a"]).save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
     saved = json.loads(path.read_text())
     path.write_text(json.dumps({**saved, "expansion": 4}))
-    with pytest.raises(ValueError, match=r"no field 'expansion'.*newer samparser or PEFT"):
-        reader.from_pretrained(tmp_path)
+    with pytest.warns(
+        UserWarning, match=r"Unexpected keyword arguments \['expansion'\] for class SVDCoefficientConfig"
+    ):
+        assert reader.from_pretrained(tmp_path).target_modules == {"a"}
     path.write_text(json.dumps({**saved, "format_version": 2}))
-    with pytest.raises(ValueError, match="format version 2"):
+    with pytest.raises(ValueError, match=r"adapter_config.json: The adapter has format version 2"):
         reader.from_pretrained(tmp_path)
+
+
+def test_a_field_that_is_not_known_is_refused_in_code():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'lora_alpha'"):
+        SVDCoefficientConfig(lora_alpha=4)

@@ -264,7 +264,7 @@ def test_a_damaged_adapter_on_the_hub_is_refused_before_it_is_injected(tmp_path,
         return str(folder / filename)
 
     monkeypatch.setattr("peft.config.hf_hub_download", download)
-    monkeypatch.setattr("samparser.tuner.config.hf_hub_download", download)
+    monkeypatch.setattr("samparser.tuner.adapter_file.hf_hub_download", download)
     model = make("ConvNet")
     with pytest.raises(ValueError, match="1 of 6 values"):
         PeftModel.from_pretrained(model, "somebody/adapter", revision="v1")
@@ -272,8 +272,12 @@ def test_a_damaged_adapter_on_the_hub_is_refused_before_it_is_injected(tmp_path,
     assert asked[-1] == ("somebody/adapter", "adapter_model.safetensors", "v1")
     (folder / "adapter_model.safetensors").unlink()
     config = SVDCoefficientConfig.from_pretrained("somebody/adapter")
+    with pytest.raises(ValueError, match=r"somebody/adapter holds no adapter_model.safetensors"):
+        get_peft_model(model, config)
+    unchanged(model, "ConvNet")
+    config.base_record = None  # As the message says: the choices of a trained adapter, for a new one.
     assert get_peft_model(model, config).active_adapters == ["default"]
-    monkeypatch.setattr("samparser.tuner.config.hf_hub_download", offline)
+    monkeypatch.setattr("samparser.tuner.adapter_file.hf_hub_download", offline)
     config = SVDCoefficientConfig.from_pretrained("somebody/adapter")
     with pytest.raises(LocalEntryNotFoundError, match="no connection"):
         get_peft_model(make("ConvNet"), config)

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, NoMatchingPeftModuleError, get_peft_model, inject_adapter_in_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 from samparser import SVDCoefficientConfig
-from tests.tuner.models import MODELS, make
+from tests.tuner.models import MODELS, make, unchanged
 
 
 def targeted(model: nn.Module, targets, **choices) -> list[str]:
@@ -103,7 +104,7 @@ def test_nothing_left_after_exclusion_says_what_took_it():
 
 
 def test_a_model_without_a_default_says_which_have_one():
-    with pytest.raises(ValueError, match=r"type 'custom'.*sam_hq.*specify `target_modules`"):
+    with pytest.raises(ValueError, match=r"^Please specify `target_modules` in `peft_config`.*type 'custom'.*sam_hq"):
         targeted(make("MLP"), None)
 
 
@@ -201,3 +202,60 @@ def test_layers_show_their_sizes_as_peft_expects(kind):
             assert (layer.in_features, layer.out_features) == (base.nx, base.nf)
         else:
             assert (layer.in_features, layer.out_features) == (base.in_features, base.out_features)
+
+
+@pytest.mark.parametrize(
+    ("choices", "sentence"),
+    [
+        (
+            {"target_modules": ["nope"]},
+            r"Target modules {'nope'} not found in the base model.",
+        ),
+        (
+            {"target_modules": "nope.*"},
+            r"Target modules nope\.\* not found in the base model.",
+        ),
+        (
+            {"target_modules": ["q"], "layers_to_transform": [9], "layers_pattern": "layers"},
+            r"Target modules {'q'} not found in the base model. .* again. Note: You specified 'layers_to_transform': "
+            r"\[9\]. You also specified 'layers_pattern': layers.",
+        ),
+        (
+            {"target_modules": ["q"], "exclude_modules": ".*"},
+            "All modules were excluded.",
+        ),
+        ({"target_modules": ["q"], "exclude_modules": ["q"]}, "No modules were targeted for adaptation. This might be"),
+        ({"target_modules": ["q"], "modules_to_save": ["q"]}, "No modules were targeted for adaptation. This might be"),
+    ],
+)
+def test_what_matches_nothing_is_said_in_pefts_words_and_class_and_then_in_ours(choices, sentence):
+    model = make("Blocks")
+    with pytest.raises(NoMatchingPeftModuleError, match=f"^{sentence}.*(no module of|not the whole|leaves no layer)"):
+        get_peft_model(model, SVDCoefficientConfig(**choices))
+    unchanged(model, "Blocks")
+
+
+def test_a_module_that_cannot_be_adapted_is_a_value_error_as_in_peft_and_a_type_error():
+    for kind in (ValueError, TypeError):
+        with pytest.raises(kind, match=r"^Target module LayerNorm\(.*\) is not supported. .*'norm'"):
+            get_peft_model(make("MLP"), SVDCoefficientConfig(target_modules=["norm"]))
+
+
+def test_all_linear_leaves_the_heads_out_as_peft_does():
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.score = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    for task, names in ((None, {"body", "score"}), ("SEQ_CLS", {"body", "score"})):
+        config = SVDCoefficientConfig(target_modules="all-linear", task_type=task)
+        inject_adapter_in_model(config, Classifier())
+        assert config.target_modules == names  # Only models of transformers have heads that PEFT knows.
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    small |= {"vocab_size": 50}
+    for kind, task in ((BertForMaskedLM, None), (BertForSequenceClassification, "SEQ_CLS")):
+        ours = SVDCoefficientConfig(target_modules="all-linear", task_type=task)
+        theirs = LoraConfig(target_modules="all-linear", task_type=task)
+        inject_adapter_in_model(ours, kind(BertConfig(**small)))
+        inject_adapter_in_model(theirs, kind(BertConfig(**small)))
+        assert ours.target_modules == theirs.target_modules

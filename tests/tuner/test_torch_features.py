@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils.save_and_load import get_base_model_state_dict, set_base_model_state_dict
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -270,9 +271,19 @@ def data_parallel_worker(rank: int, folder: Path) -> None:
         difference = (sharded(batch("ConvNet")) - before).abs().max().item()
     tensors = get_peft_model_state_dict(sharded, adapter_name="a")
     saved = {name: t.full_tensor() for name, t in tensors.items()}
-    torch.save(
-        {"buffers": buffers, "trained": trained, "difference": difference, "saved": saved}, folder / f"{rank}.pt"
-    )
+    # Loaded again, and then with base weights that are other ones, from which the same coefficients count.
+    set_model_state_dict(sharded, get_model_state_dict(sharded))
+    other = with_adapters("ConvNet", "a")
+    with torch.no_grad():
+        for layer in layers(other):
+            layer.base_layer.weight.mul_(2)
+    options = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(sharded, other.state_dict(), options=options)
+    other.load_state_dict(other.state_dict())
+    with torch.no_grad():
+        followed = (sharded(batch("ConvNet")) - output(other, batch("ConvNet"))).abs().max().item()
+    results = {"buffers": buffers, "trained": trained, "difference": difference, "saved": saved, "followed": followed}
+    torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -285,6 +296,7 @@ def test_two_processes_train_as_one_and_a_sharded_model_saves_whole_coefficients
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for result in results:
         assert result["difference"] < 1e-5
+        assert result["followed"] < 1e-5
         assert result["saved"].keys() == whole.keys()
         assert all(torch.equal(result["saved"][name], whole[name]) for name in whole)
     for _ in range(2):

@@ -20,9 +20,11 @@ import numpy as np
 from samparser._words import count, shortened
 
 from ..sample import DataError
+from .paths import check_regular
 
 # Exporters write ids as 7, 7.0, "7" and "007", and some as names.
 Id = int | float | str
+_NOT_SET = (None, 0, False, "", "0", "false", "False")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _STRING_OR_NOT_FINITE = re.compile(rb'("(?:[^"\\]|\\.)*")|(-?Infinity|NaN)', re.DOTALL)
 
@@ -31,9 +33,18 @@ class CocoImage(msgspec.Struct):
     """An entry of the list of images; `height` and `width` are None where the file does not say."""
 
     id: Id
-    file_name: str
+    file_name: Any = None
     height: Any = None
     width: Any = None
+    coco_url: str = ""
+
+    def __post_init__(self) -> None:
+        if self.file_name in (None, ""):
+            if not self.coco_url:
+                raise ValueError("Object missing required field `file_name`")
+            self.file_name = "/".join(self.coco_url.split("/")[-2:])  # LVIS names its images by their address alone
+        self.file_name = str(self.file_name)
+        self.height, self.width = _as_side(self.height), _as_side(self.width)
 
 
 class _Category(msgspec.Struct):
@@ -46,6 +57,7 @@ class _Annotation(msgspec.Struct):
     category_id: Id
     iscrowd: Any = 0
     segmentation: msgspec.Raw = msgspec.Raw(b"null")
+    attributes: Any = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +70,10 @@ class CocoFile:
         categories: Category id -> name; ids that are not whole numbers are replaced by a count from 1.
         image: int64 (A,), each annotation's place in `images`.
         category_id: int64 (A,), its key in `categories`.
-        crowd: bool (A,), where iscrowd is set.
         segmented: bool (A,), where the annotation has a segmentation.
+        crowd: bool (A,), where iscrowd is set.
+        runs: bool (A,), where the segmentation is a run-length encoding.
+        brush: bool (A,), where the annotation has the attributes that CVAT writes.
         start: int64 (A,), its first byte in the file.
         end: int64 (A,), the byte after its last.
     """
@@ -69,8 +83,10 @@ class CocoFile:
     categories: dict[int, str]
     image: np.ndarray
     category_id: np.ndarray
-    crowd: np.ndarray
     segmented: np.ndarray
+    crowd: np.ndarray
+    runs: np.ndarray
+    brush: np.ndarray
     start: np.ndarray
     end: np.ndarray
 
@@ -80,7 +96,7 @@ class CocoFile:
         with open(self.path, "rb") as file:
             for start, end in zip(self.start[numbers].tolist(), self.end[numbers].tolist(), strict=True):
                 file.seek(start)
-                found.append(json.loads(file.read(end - start)))
+                found.append(json.loads(file.read(end - start).decode("utf-8", "replace")))
         return found
 
 
@@ -92,28 +108,27 @@ def index_coco(path: Path) -> CocoFile:
             categories that it does not list.
     """
     try:
+        if path.exists():
+            check_regular(path)
         text = _standard_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"The annotation file {path} cannot be read: {error.strerror}.") from error
+    except RecursionError:
+        raise DataError(f"{path} is not COCO's: its lists are nested too deeply.") from None
     tables = _tables(text, path)
-    try:
-        images = msgspec.json.decode(tables["images"], type=list[CocoImage])
-        categories = msgspec.json.decode(tables["categories"], type=list[_Category])
-    except msgspec.ValidationError as error:
-        raise DataError(
-            f"{path} is not COCO's: each category needs id and name, each image id and file_name ({error})."
-        ) from error
+    images = _entries(tables["images"], CocoImage, path, "each image needs id and file_name")
+    categories = _entries(tables["categories"], _Category, path, "each category needs id and name")
     image_ids = _Ids(path, "image_id", "images", (image.id for image in images))
     category_ids = _Ids(path, "category_id", "categories", (category.id for category in categories))
     if image_ids.repeated:
         raise DataError(f"{path} gives one image id to several images; ids must be unique.")
     annotations = msgspec.json.decode(tables["annotations"], type=list[msgspec.Raw])
     decoder, first = msgspec.json.Decoder(_Annotation), _address(text)
-    columns = np.zeros((6, len(annotations)), dtype=np.int64)
+    columns = np.zeros((8, len(annotations)), dtype=np.int64)
     for number, raw in enumerate(annotations):
         try:
             fields = decoder.decode(raw)
-        except msgspec.ValidationError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise DataError(
                 f"Annotation number {number} of {path} is not COCO's: it needs image_id and category_id ({error})."
             ) from error
@@ -121,9 +136,11 @@ def index_coco(path: Path) -> CocoFile:
         columns[:, number] = (
             image_ids.place(fields.image_id),
             category_ids.place(fields.category_id),
-            bool(fields.iscrowd),
             # Long ones are not decoded to see that they are not empty.
             len(memoryview(fields.segmentation)) > 16 or bool(msgspec.json.decode(fields.segmentation)),
+            fields.iscrowd not in _NOT_SET,
+            memoryview(fields.segmentation)[:1] == b"{",
+            isinstance(fields.attributes, dict) and "occluded" in fields.attributes,
             start,
             start + len(memoryview(raw)),
         )
@@ -131,8 +148,18 @@ def index_coco(path: Path) -> CocoFile:
     image_ids.refuse_unknown()
     class_ids = category_ids.as_class_ids()
     names = {class_id: str(category.name) for class_id, category in zip(class_ids.tolist(), categories, strict=True)}
-    image, category, crowd, segmented, starts, ends = columns
-    return CocoFile(path, images, names, image, class_ids[category], crowd == 1, segmented == 1, starts, ends)
+    image, category = columns[:2]
+    segmented, crowd, runs, brush = columns[2:6] == 1
+    return CocoFile(path, images, names, image, class_ids[category], segmented, crowd, runs, brush, *columns[6:])
+
+
+def _entries(table: msgspec.Raw, kind: type, path: Path, needs: str) -> list[Any]:
+    try:
+        return msgspec.json.decode(table, type=list[kind])
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not in UTF-8 ({error}). Save it again in this encoding.") from error
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path} is not COCO's: {needs} ({error}).") from error
 
 
 class _Ids:
@@ -182,6 +209,14 @@ class _Ids:
         )
 
 
+def _as_side(length: Any) -> Any:
+    """Return a number of pixels as int where it is one, written as 128, 128.0 or "128"; None for null and 0."""
+    try:
+        return int(float(length)) or None
+    except (TypeError, ValueError, OverflowError):
+        return length
+
+
 def _as_number(id: Id) -> int | None:
     try:
         return int(id) if int(id) == float(id) else None
@@ -209,8 +244,11 @@ def _tables(text: bytes, path: Path) -> dict[str, msgspec.Raw]:
         tables = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError:
         tables = {"a list at the top": msgspec.Raw(b"null")}
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not a JSON file, or only the beginning of one ({error}).") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not in UTF-8 ({error}). Save it again in this encoding.") from error
+    except msgspec.DecodeError as error:
+        hint = " It is in UTF-16; save it as UTF-8." if text[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise DataError(f"{path} is not a JSON file, or only the beginning of one ({error}).{hint}") from error
     wanted = ("images", "annotations", "categories")
     missing = [key for key in wanted if memoryview(tables.get(key, b""))[:1] != b"["]
     if missing:

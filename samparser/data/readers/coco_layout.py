@@ -22,6 +22,8 @@ def find_files(root: Path) -> dict[str, Path]:
     candidates = [p for folder in ("annotations", "Annotations", ".") for p in sorted((root / folder).glob("*.json"))]
     candidates += sorted(root.glob("*/_annotations.coco.json"))
     for path in candidates:
+        if path.name.startswith("."):
+            continue
         match = _NAME.fullmatch(path.parent.name if path.name == "_annotations.coco.json" else path.stem)
         if not match:
             continue
@@ -39,7 +41,7 @@ def find_pool(root: Path) -> Path | None:
     """Return the one COCO file of a data set that comes without a division, if there is one."""
     if root.is_file():
         return root
-    paths = [p for folder in ("", "annotations", "Annotations") for p in sorted((root / folder).glob("*.json"))]
+    paths = [p for folder in ("", "annotations", "Annotations") for p in sorted((root / folder).glob("[!.]*.json"))]
     for name in ("annotations.json", "_annotations.coco.json", "instances.json", "instances_default.json"):
         for path in paths:
             if path.name == name:
@@ -49,7 +51,7 @@ def find_pool(root: Path) -> Path | None:
 
 def _mentions_coco(path: Path) -> bool:
     """Tell whether a JSON file of any name has COCO's keys; without parsing it, as it may be large."""
-    if path.stat().st_size == 0:
+    if not path.is_file() or path.stat().st_size == 0:
         return False
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
         return all(text.find(key) >= 0 for key in (b'"images"', b'"annotations"', b'"categories"'))
@@ -79,7 +81,7 @@ def open_reader(root: Path, settings: DataSettings, split: str | None) -> CocoRe
             f"No COCO annotation file was found below {root}. Expected annotations/instances_train.json and the like, "
             f"annotations.json, or the annotations setting."
         )
-    return CocoReader(path, _image_folders(base, path, split, settings), base, settings.classes)
+    return CocoReader(path, _image_folders(base, path, split, settings), base, settings.classes, settings.crowds)
 
 
 def _image_folders(root: Path, path: Path, split: str | None, settings: DataSettings) -> list[Path]:

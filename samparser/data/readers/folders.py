@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from ..sample import DataError, Sample, Skipped
 from ..settings import DataSettings
 from .images import IMAGE_SUFFIXES, read_image
 from .labels import LabelRules, parse_class_names
+from .paths import is_hidden, visible_files
 from .reader import Layout
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "gt", "annotations")
 _SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
-_MASK_ENDINGS = ("", "_mask", "_label", "_labels", "_gt", "_seg", "_segmentation", "-mask")
+_MASK_ENDINGS = ("", "_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_segmentation", "-mask")
+_IMAGE_ENDINGS = ("", "_sat", "_image", "_img")
+_MASK_SUFFIXES = IMAGE_SUFFIXES | {".gif"}
 
 
 class FolderReader:
     """Samples of image files with a mask file of the same name each.
 
-    A mask's name may add _mask, _label, _gt or _seg to the image's, and may have another suffix.
+    A mask's name may add _mask, _label, _gt or _seg to the image's, in any case, and may have another suffix. Both may
+    lie in one folder: a_sat.jpg beside a_mask.png.
 
     Args:
         images: Folder of the images.
@@ -38,21 +42,31 @@ class FolderReader:
         self.names: list[str] = [image.relative_to(root).as_posix() for image, _ in self._pairs]
 
     def _pair(self, images: Path, masks: Path) -> list[tuple[Path, Path]]:
-        pictures, drawn = _by_stem(images), _by_stem(masks)
+        pictures, drawn = _by_stem(images, IMAGE_SUFFIXES), _by_stem(masks, _MASK_SUFFIXES)
+        if images.resolve() == masks.resolve():
+            # One folder for both: what has a partner under its name without _mask is a mask.
+            partners = {name for stem in pictures for name in _mask_names(stem) if name != stem}
+            of_masks = {stem for stem in drawn if stem.lower() in {name.lower() for name in partners}}
+            pictures = {stem: paths for stem, paths in pictures.items() if stem not in of_masks}
+            drawn = {stem: paths for stem, paths in drawn.items() if stem in of_masks}
+        in_any_case: dict[str, list[str]] = defaultdict(list)
+        for stem in drawn:
+            in_any_case[stem.lower()].append(stem)
         pairs: list[tuple[Path, Path]] = []
         used: set[str] = set()
         for stem, paths in sorted(pictures.items()):
-            used |= {stem + ending for ending in _MASK_ENDINGS}
+            names = [name for name in _mask_names(stem) if name in drawn]
+            names = names or [one for name in _mask_names(stem) for one in in_any_case.get(name.lower(), [])]
+            used |= set(names)
+            found = [path for name in names[:1] for path in drawn[name]]
             if len(paths) > 1:
                 self.skipped += [Skipped(str(path), "several image files of one name") for path in paths]
-                continue
-            found = next((stem + ending for ending in _MASK_ENDINGS if stem + ending in drawn), None)
-            if found is None:
+            elif not found:
                 self.skipped.append(Skipped(str(paths[0]), "no mask file"))
-            elif len(drawn[found]) > 1:
+            elif len(found) > 1:
                 self.skipped.append(Skipped(str(paths[0]), "several mask files of one name"))
             else:
-                pairs.append((paths[0], drawn[found][0]))
+                pairs.append((paths[0], found[0]))
         self.skipped += [
             Skipped(str(path), "mask without an image") for stem in sorted(drawn.keys() - used) for path in drawn[stem]
         ]
@@ -78,12 +92,21 @@ class FolderReader:
         return Sample(self.names[index], image, tuple(instances), void), []
 
 
-def _by_stem(folder: Path) -> dict[str, list[Path]]:
-    """Return the image files of a folder and those below it: path without suffix -> files."""
+def _mask_names(stem: str) -> Iterator[str]:
+    """Yield the names, without suffix, that the mask of an image may have."""
+    for ending in _IMAGE_ENDINGS:
+        if stem.lower().endswith(ending):
+            base = stem[: len(stem) - len(ending)]
+            yield from (base + mask_ending for mask_ending in _MASK_ENDINGS)
+
+
+def _by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, list[Path]]:
+    """Return the image files of a folder and those below it: path without suffix -> files; a.jpg.png counts as a."""
     found = defaultdict(list)
-    for path in sorted(folder.rglob("*")):
-        if _is_image(path):
-            found[path.relative_to(folder).with_suffix("").as_posix()].append(path)
+    for path in visible_files(folder):
+        if path.suffix.lower() in suffixes:
+            stem = path.relative_to(folder).with_suffix("")
+            found[(stem.with_suffix("") if stem.suffix.lower() in IMAGE_SUFFIXES else stem).as_posix()].append(path)
     return found
 
 
@@ -92,13 +115,16 @@ def _example(files: dict[str, list[Path]]) -> str:
 
 
 def _existing(parents: Sequence[Path], names: Sequence[str]) -> list[Path]:
-    """Return the folders of these names that hold image files, at any depth."""
-    folders = [parent / name for parent in parents for name in names]
-    return [folder for folder in folders if any(_is_image(path) for path in folder.rglob("*"))]
+    """Return the folders of these names, in any case, that hold image files, at any depth."""
+    folders = []
+    for parent in parents:
+        held = sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+        folders += [path for name in names for path in held if path.name.lower() == name]
+    return [folder for folder in folders if any(_is_image(path, folder) for path in folder.rglob("*"))]
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+def _is_image(path: Path, root: Path) -> bool:
+    return path.suffix.lower() in _MASK_SUFFIXES and not is_hidden(path, root)
 
 
 def find_folders(root: Path, settings: DataSettings, split: str | None) -> tuple[Path, Path] | None:
@@ -112,9 +138,9 @@ def find_folders(root: Path, settings: DataSettings, split: str | None) -> tuple
         images, masks = _existing([root], IMAGE_FOLDERS), _existing([root], MASK_FOLDERS)
     else:
         words = _SPLIT_FOLDERS[split]
-        inner = [root / word for word in words]
-        images = _existing(inner, IMAGE_FOLDERS) + _existing([root / name for name in IMAGE_FOLDERS], words)
-        masks = _existing(inner, MASK_FOLDERS) + _existing([root / name for name in MASK_FOLDERS], words)
+        inner = _existing([root], words)
+        images = _existing(inner, IMAGE_FOLDERS) + _existing(_existing([root], IMAGE_FOLDERS), words)
+        masks = _existing(inner, MASK_FOLDERS) + _existing(_existing([root], MASK_FOLDERS), words)
     return (images[0], masks[0]) if images and masks else None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
 from samparser._words import shortened
@@ -17,17 +18,36 @@ from ..sample import DataError, Instance
 from .images import open_pixels
 
 _ALL_ONES = frozenset({1, 255, 65535})
+_BLACK = (0, 0, 0)
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=int)
 
 
-def read_values(path: Path) -> np.ndarray:
+def read_values(path: Path, by_colour: bool = False) -> np.ndarray:
     """Return the values of a mask file: int64 (H, W), palette images as indices; colours as uint8 (H, W, 3).
 
-    A colour image whose three channels are equal everywhere counts as grey; alpha is dropped.
+    A colour image whose three channels are equal everywhere counts as grey; alpha is dropped, unless the colour is the
+    same everywhere and the mask is in the alpha. A palette image is read
+    by its colours where black is another index than 0: an editor has sorted them as it liked.
+
+    Args:
+        path: The file.
+        by_colour: Read every palette image by its colours.
     """
-    picture = open_pixels(path)
+    return _values(open_pixels(path), path, by_colour)
+
+
+def _values(picture: Image.Image | np.ndarray, path: Path, by_colour: bool) -> np.ndarray:
+    if isinstance(picture, np.ndarray):
+        channels = picture[:, :, : 3 if picture.shape[2] >= 3 else 1]
+        if (channels != channels[:, :, :1]).any():
+            raise DataError(f"{path} has colours of 16 bits a channel; masks need grey values, a palette or 8 bits.")
+        return channels[:, :, 0].astype(np.int64)
+    if picture.mode in ("LA", "RGBA") and _is_drawn_in_alpha(picture):
+        picture = picture.getchannel("A")
     if picture.mode in ("LA", "PA"):
         picture = picture.getchannel(0)
+    if picture.mode == "P" and (by_colour or _black_is_not_first(picture)):
+        picture = picture.convert("RGB")
     if picture.mode in ("1", "L", "P") or picture.mode.startswith("I"):
         values = np.asarray(picture).astype(np.int64)
         if values.min(initial=0) < 0:
@@ -46,6 +66,38 @@ def read_values(path: Path) -> np.ndarray:
     if (colours == colours[:, :, :1]).all():
         return colours[:, :, 0].astype(np.int64)
     return colours
+
+
+def _is_drawn_in_alpha(picture: Image.Image) -> bool:
+    """Tell whether one colour is everywhere and only its opacity varies, as in cut-outs."""
+    *colours, alpha = (low != high for low, high in picture.getextrema())
+    return bool(alpha and not any(colours))
+
+
+def _palette(picture: Image.Image) -> dict[int, tuple[int, ...]]:
+    """Return index -> (red, green, blue) of the indices that a palette image uses."""
+    flat = picture.getpalette("RGB") or []
+    used = np.unique(np.asarray(picture)).tolist()
+    return {index: tuple(flat[3 * index : 3 * index + 3]) for index in used if 3 * index < len(flat)}
+
+
+def _black_is_not_first(picture: Image.Image) -> bool:
+    colours = _palette(picture)
+    return colours.get(0, _BLACK) != _BLACK and _BLACK in colours.values()
+
+
+def _refuse_light_background(picture: Image.Image | np.ndarray, path: Path) -> None:
+    """Raise DataError for a palette image without black, where index 0 may be the background or the object."""
+    if isinstance(picture, np.ndarray) or picture.mode != "P":
+        return
+    colours = _palette(picture)
+    if len(colours) > 1 and 0 in colours and _BLACK not in colours.values():
+        first, second, *_ = ("#{:02x}{:02x}{:02x}".format(*colour) for colour in colours.values())
+        raise DataError(
+            f"{path} has a palette without black, index 0 being {first}: it is not known which colour is the "
+            f"background. If index 0 is, name the others: class_names {' '.join(f'{i}=NAME' for i in colours if i)}. "
+            f"If not, name the colours: class_names '{first}=NAME' '{second}=background'."
+        )
 
 
 @dataclass(frozen=True)
@@ -73,7 +125,8 @@ class LabelRules:
 
     def split(self, path: Path) -> tuple[list[Instance], np.ndarray | None, tuple[int, int]]:
         """Return the instances of a mask file, where it is void, and its (height, width)."""
-        values = read_values(path)
+        picture = open_pixels(path)
+        values = _values(picture, path, by_colour=self.threshold is not None or self.colours is not None)
         void = None
         if self.threshold is not None:
             if values.ndim == 3:
@@ -85,14 +138,15 @@ class LabelRules:
             if self.void is not None:
                 void = values == self.void
                 values = np.where(void, 0, values)
-            labels = values if self.instances == "ids" else self._classes_of(values, path)
+            labels = values if self.instances == "ids" else self._classes_of(values, path, picture)
         instances = separate(labels, by_component=self.instances == "components", one_class=self.instances == "ids")
         return instances, void if void is not None and void.any() else None, (labels.shape[0], labels.shape[1])
 
-    def _classes_of(self, values: np.ndarray, path: Path) -> np.ndarray:
+    def _classes_of(self, values: np.ndarray, path: Path, picture: Image.Image | np.ndarray) -> np.ndarray:
         found = np.unique(values)
         found = found[found != 0].tolist()
         if self.classes is None:
+            _refuse_light_background(picture, path)
             if len(found) > 1 or (found and found[0] not in _ALL_ONES):
                 raise DataError(_ambiguous(path, found))
             return (values != 0).astype(np.int64)
@@ -127,6 +181,8 @@ class LabelRules:
 def parse_class_names(entries: Sequence[str] | None) -> tuple[dict[int, str] | None, dict | None]:
     """Return the class_names setting as (classes, colours): "3=road" names a value, "#ff0000=road" a colour.
 
+    A colour named background means 0.
+
     Raises:
         ValueError: An entry has another form, or names the background.
     """
@@ -146,8 +202,11 @@ def parse_class_names(entries: Sequence[str] | None) -> tuple[dict[int, str] | N
             code = int(match[2], 16)
             same = [class_id for class_id, name in classes.items() if name == match[3]]
             class_id = same[0] if same else number
+            if match[3].lower() == "background":
+                class_id = 0
+            else:
+                classes[class_id] = match[3]
             colours[code >> 16, code >> 8 & 255, code & 255] = class_id
-            classes[class_id] = match[3]
     if colours and len(colours) < len(entries):
         raise ValueError("class_names names either values or colours, not both.")
     return classes, colours or None

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 FAR = 16  # times the image's longer side; pycocotools crashes on points a few million pixels away
+LONGEST = 5_000_000  # pixels of outline; pycocotools takes 47 bytes for each
 
 
 class BadMask(ValueError):  # noqa: N818 - never leaves the readers, which turn it into a reason for skipping
     """A segmentation that cannot be drawn; the message is the reason."""
+
+
+class NormalisedPolygon(BadMask):
+    """A polygon whose coordinates are parts of the image's width and height; COCO's are pixels."""
 
 
 def polygon_mask(polygons: list[Any], height: int, width: int) -> np.ndarray:
@@ -32,7 +39,7 @@ def polygon_mask(polygons: list[Any], height: int, width: int) -> np.ndarray:
             continue
         try:
             points = [float(value) for value in polygon]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise BadMask("polygon with something that is not a number") from None
         if not all(math.isfinite(value) for value in points):
             raise BadMask("polygon with a number that is not finite")
@@ -41,8 +48,18 @@ def polygon_mask(polygons: list[Any], height: int, width: int) -> np.ndarray:
         drawable.append(points)
     if not drawable:
         raise BadMask("polygon with fewer than three points")
+    if all(-0.5 <= value <= 1.5 for points in drawable for value in points) and max(height, width) > 4:
+        raise NormalisedPolygon("polygon with all coordinates between 0 and 1")
+    if sum(_length(points) for points in drawable) > LONGEST:
+        raise BadMask(f"polygon whose outline is longer than {LONGEST:,} px")
     encoded = coco_mask.merge(coco_mask.frPyObjects(drawable, height, width))
     return coco_mask.decode(encoded).astype(bool)
+
+
+def _length(points: list[float]) -> float:
+    """Return the length of a polygon's outline, with each side counted by its longer axis, as it is drawn."""
+    corners = np.array(points).reshape(-1, 2)
+    return float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum())
 
 
 def rle_counts(text: str) -> np.ndarray:
@@ -73,13 +90,17 @@ def rle_mask(rle: dict[str, Any], height: int, width: int) -> np.ndarray:
     """
     try:
         size, counts = [int(side) for side in rle["size"]], rle["counts"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise BadMask("run-length encoding without size and counts") from None
+    if len(size) != 2:
+        raise BadMask("run-length encoding without size and counts")
     if size != [height, width]:
         raise BadMask(f"run-length encoding of {size[1]} x {size[0]} px for an image of {width} x {height} px")
     if isinstance(counts, str):
         runs = rle_counts(counts)
-    elif isinstance(counts, list) and all(isinstance(count, int) for count in counts):
+    elif isinstance(counts, list) and all(isinstance(n, int) or (isinstance(n, float) and n == n // 1) for n in counts):
+        if any(abs(count) > height * width for count in counts):
+            raise BadMask("run-length encoding whose runs do not add up to the image")
         runs = np.array(counts, dtype=np.int64)
     else:
         raise BadMask("run-length encoding whose counts are neither a string nor a list of whole numbers")
@@ -123,12 +144,28 @@ def annotation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     Raises:
         BadMask: It cannot be drawn.
     """
+    if isinstance(segmentation, str) and segmentation[:1] in ("[", "{"):
+        # Written by way of a table.
+        with suppress(ValueError, RecursionError):
+            segmentation = json.loads(segmentation)
     if isinstance(segmentation, dict):
         return rle_mask(segmentation, height, width)
     if isinstance(segmentation, list) and segmentation:
-        # Some tools write a single polygon without the outer list.
+        # Some tools write a single polygon without the outer list, and points as pairs: [[x, y], [x, y], ...].
         polygons = segmentation if isinstance(segmentation[0], list | dict) else [segmentation]
         if isinstance(polygons[0], dict):
             raise BadMask("list of run-length encodings in one annotation")
-        return polygon_mask(polygons, height, width)
+        if len(polygons) > 2 and all(_is_pair(point) for point in polygons):
+            polygons = [polygons]
+        flat = [
+            [value for point in polygon for value in point]
+            if isinstance(polygon, list) and polygon and all(_is_pair(point) for point in polygon)
+            else polygon
+            for polygon in polygons
+        ]
+        return polygon_mask(flat, height, width)
     raise BadMask("no segmentation, only a box")
+
+
+def _is_pair(point: Any) -> bool:
+    return isinstance(point, list) and len(point) == 2 and not any(isinstance(value, list) for value in point)

@@ -8,7 +8,8 @@ from pathlib import Path
 from ..sample import DataError, Instance, Sample, Skipped
 from ..settings import DataSettings
 from . import coco_layout
-from .images import read_image
+from .images import IMAGE_SUFFIXES, read_image
+from .paths import check_regular, read_text, visible_files
 from .reader import Layout, Reader
 from .segmentations import BadMask, polygon_mask
 
@@ -30,8 +31,8 @@ class VocXmlReader:
     def __init__(self, annotations: Path, images: Path, stems: list[str] | None, root: Path) -> None:
         self.classes = {1: "ship"}
         self.skipped: list[Skipped] = []
-        pictures = {path.stem: path for path in sorted(images.iterdir())}
-        drawn = {path.stem: path for path in sorted(annotations.glob("*.xml"))}
+        pictures = {path.stem: path for path in visible_files(images) if path.suffix.lower() in IMAGE_SUFFIXES}
+        drawn = {path.stem: path for path in visible_files(annotations, "*.xml")}
         self._pairs = []
         for stem in sorted(drawn) if stems is None else stems:
             if stem in pictures and stem in drawn:
@@ -47,8 +48,8 @@ class VocXmlReader:
         name, (image_path, xml_path) = self.names[index], self._pairs[index]
         image = read_image(image_path)
         try:
-            tree = ElementTree.parse(xml_path)
-        except ElementTree.ParseError as error:
+            tree = ElementTree.parse(check_regular(xml_path))
+        except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
             raise DataError(f"{xml_path} is not XML: {error}.") from error
         size = (tree.findtext("size/width"), tree.findtext("size/height"))
         height, width = image.shape[:2]
@@ -122,7 +123,7 @@ def _voc_parts(style: Path, split: str) -> tuple[Path, Path, list[str] | None] |
     if annotations.is_dir() and (images.is_dir() or whole.is_dir()):
         return annotations, images if images.is_dir() else whole, None
     if listed.is_file() and (style / "Annotations").is_dir() and whole.is_dir():
-        return style / "Annotations", whole, listed.read_text("utf-8").split()
+        return style / "Annotations", whole, read_text(listed).split()
     return None
 
 

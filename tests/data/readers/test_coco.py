@@ -1,10 +1,13 @@
 import json
+import os
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from samparser.data import DataError, DataSettings, Skipped, open_dataset
+from samparser.data import DataError, DataSettings, DataWarning, Skipped, open_dataset
+from samparser.data.readers.coco_index import index_coco
 from tests.data.files import picture, polygon, rectangle, runs, save, write_coco
 
 
@@ -175,7 +178,7 @@ def test_annotations_from_before_the_exif_rotation_are_explained(tmp_path):
             '{"images": [], "annotations": [{"bbox": []}], "categories": []}',
             "Annotation number 0 .*missing required field `image_id`",
         ),
-        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "each image id and file_name"),
+        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "each image needs id and file_name"),
         ('{"images": [], "annotations": [], "categories": [{"id": 1}]}', "each category needs id and name"),
     ],
 )
@@ -285,3 +288,210 @@ def test_ids_may_start_at_zero_and_counts_may_be_runs(tmp_path):
     sample = opened(root, "all")[0]
     assert sample.instances[0].class_id == 0
     assert np.array_equal(sample.masks[0], mask)
+
+
+def rewritten(root, image=None, annotation=None, name="annotations.json"):
+    """Changes the entry of the first image and of the first annotation."""
+    content = json.loads((root / name).read_text())
+    content["images"][0] |= image or {}
+    content["annotations"][0] |= annotation or {}
+    (root / name).write_text(json.dumps(content))
+    return root
+
+
+ONE = [{"image_id": 0, "segmentation": polygon(3, 2, 8, 6), "bbox": [3, 2, 5, 4], "area": 20}]
+
+
+@pytest.mark.parametrize(
+    ("image", "annotation"),
+    [
+        ({"id": 2**63}, {"image_id": 2**63}),
+        ({"id": 2**70}, {"image_id": 2**70}),
+        ({"id": "007"}, {"image_id": "7"}),
+        ({"id": "7"}, {"image_id": 7.0}),
+        ({"id": "im0"}, {"image_id": "im0"}),
+        ({"id": float("inf")}, {"image_id": float("inf")}),
+        ({"width": "32", "height": "24.0"}, {}),
+        ({"width": 0, "height": 0}, {}),
+        ({}, {"area": "", "bbox": [None] * 4}),
+        ({}, {"area": [20], "bbox": "none", "id": None}),
+        ({}, {"area": float("nan"), "iscrowd": "0"}),
+        ({}, {"segmentation": [[[3, 2], [8, 2], [8, 6], [3, 6]]]}),
+        ({}, {"segmentation": [[3, 2], [8, 2], [8, 6], [3, 6]]}),
+        ({}, {"segmentation": [["3", 2, 8, 2, 8, 6, 3, "6"]]}),
+    ],
+    ids=str,
+)
+def test_what_exporters_write_otherwise_is_read(tmp_path, image, annotation):
+    root = rewritten(one_image(tmp_path, ONE), image, annotation)
+    (instance,) = opened(root, "all")[0].instances
+    assert (instance.box, instance.area) == ((3, 2, 8, 6), 20)
+
+
+def test_ids_that_are_alike_as_numbers_are_told_apart_as_they_are_written(tmp_path):
+    for name in "ab":
+        save(picture(), tmp_path / f"images/{name}.png")
+    for ids in (("001", "01"), (1.2, 1.7), ("a", "b")):
+        annotations = [{"image_id": i, "segmentation": polygon(1, 1, 5 + n, 5)} for n, i in enumerate(ids)]
+        write_coco(tmp_path / "annotations.json", list(zip(ids, ("a.png", "b.png"), strict=True)), annotations)
+        assert [sample.instances[0].area for sample in opened(tmp_path, "all")] == [16, 20]
+
+
+def test_class_ids_that_are_no_numbers_are_counted(tmp_path):
+    for ids in (["cat", "dog"], [2**70, 2**71]):
+        annotations = [{"image_id": 0, "category_id": i, "segmentation": polygon(1, 1, 5, 5)} for i in reversed(ids)]
+        dataset = opened(one_image(tmp_path, annotations, dict(zip(ids, ("cat", "dog"), strict=True))), "all")
+        assert dataset.classes == {1: "cat", 2: "dog"}
+        assert [i.class_id for i in dataset[0].instances] == [2, 1]
+
+
+@pytest.mark.parametrize("size", [1, 600])
+def test_normalised_polygons_are_refused_and_named(tmp_path, size):
+    azure = [[0.23, 0.21, 0.63, 0.21, 0.63, 0.63, 0.23, 0.63]]
+    root = one_image(tmp_path, [{"image_id": 0, "segmentation": azure}] * size)
+    dataset = opened(root, "all")
+    with pytest.raises(DataError, match=r"a\.png: annotation 1 .* between 0 and 1.*normalised.*pixels: multiply x by"):
+        dataset[0]
+    with pytest.raises(DataError, match="No image with an instance is left"):
+        opened(root, "all", scan=True)
+
+
+def test_one_normalised_polygon_among_others_is_left_out(tmp_path):
+    tiny = [[0.2, 0.2, 0.6, 0.2, 0.6, 0.6]]
+    sample, skipped = opened(one_image(tmp_path, [*ONE, {"image_id": 0, "segmentation": tiny}]), "all").examine(0)
+    assert [i.id for i in sample.instances] == ["1"]
+    assert [skip.why for skip in skipped] == ["polygon with all coordinates between 0 and 1"]
+
+
+BRUSH = {"size": [24, 32], "counts": runs(rectangle(3, 2, 8, 6))}
+
+
+def test_brush_masks_that_cvat_marks_as_crowds_are_kept(tmp_path):
+    brush = {"image_id": 0, "iscrowd": 1, "segmentation": BRUSH}
+    cvat = brush | {"attributes": {"occluded": False}}
+    for annotations, kept in (([brush], 1), ([brush] * 3, 3), ([cvat, *ONE], 2), ([cvat, brush, *ONE], 2)):
+        root = one_image(tmp_path, annotations)
+        with pytest.warns(DataWarning, match=r"annotations\.json sets iscrowd for \d brush masks?; they are kept"):
+            dataset = opened(root, "all")
+        assert len(dataset[0].instances) == kept
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        # As COCO has them: a crowd beside objects.
+        one_image(tmp_path, [brush, *ONE])
+        assert [len(opened(root, "all", crowds=c)[0].instances) for c in (None, False, True)] == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("written", "stored"),
+    [
+        ("images\\a.png", "images/a.png"),
+        ("C:\\Users\\me\\a.png", "images/a.png"),
+        ("../../label-studio/media/upload/4/a.png", "images/a.png"),
+        ("images/1/a.png", "images/a.png"),
+        ("day/1/a.png", "images/1/a.png"),
+        ("images/my%20pic.png", "images/my pic.png"),
+        ("a.png", "images/A.PNG"),
+    ],
+)
+def test_images_are_found_by_the_end_of_their_name(tmp_path, written, stored):
+    save(picture(), tmp_path / stored)
+    write_coco(tmp_path / "annotations.json", [(0, written)], ONE)
+    with pytest.warns(DataWarning, match=r"names 1 image that the folder does not hold; files with the same end"):
+        dataset = opened(tmp_path, "all")
+    assert dataset.names == [stored]
+    assert dataset[0].instances[0].area == 20
+
+
+def test_a_name_that_fits_two_files_in_another_case_fits_none(tmp_path):
+    for name in ("A.png", "a.PNG", "b.png"):
+        save(picture(), tmp_path / "images" / name)
+    write_coco(tmp_path / "annotations.json", [(0, "a.png"), (1, "b.png")], [*ONE, ONE[0] | {"image_id": 1}])
+    if len(list((tmp_path / "images").iterdir())) == 3:  # not where A.png and a.PNG are one file
+        assert opened(tmp_path, "all").skipped == [Skipped("a.png", "image file missing")]
+
+
+def test_images_outside_of_the_folder_are_read_with_a_warning(tmp_path):
+    outside = save(picture(), tmp_path / "elsewhere/a.png")
+    root = tmp_path / "set"
+    for written in (str(outside), "../../elsewhere/a.png"):
+        save(picture(), root / "images/b.png")
+        write_coco(root / "annotations.json", [(0, "b.png"), (1, written)], [*ONE, ONE[0] | {"image_id": 1}])
+        with pytest.warns(DataWarning, match=r"names 1 image outside of .*images.*elsewhere/a\.png for instance"):
+            dataset = opened(root, "all")
+        assert [len(sample.instances) for sample in dataset] == [1, 1]
+
+
+def test_lvis_names_its_images_by_their_address(tmp_path):
+    save(picture(), tmp_path / "train2017/000000000009.jpg")
+    write_coco(tmp_path / "annotations.json", [(0, "")], ONE)
+    rewritten(tmp_path, {"file_name": "", "coco_url": "http://images.cocodataset.org/train2017/000000000009.jpg"})
+    assert opened(tmp_path, "all").names == ["train2017/000000000009.jpg"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_named_pipes_do_not_hang(tmp_path):
+    root = one_image(tmp_path, ONE)
+    (root / "images/a.png").unlink()
+    os.mkfifo(root / "images/a.png")
+    with pytest.raises(DataError, match=r"a\.png is a pipe"):
+        opened(root, "all")[0]
+    os.mkfifo(root / "pipe.json")
+    with pytest.raises(DataError, match=r"pipe\.json is a pipe"):
+        opened(root, "all", annotations="pipe.json")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "reason"),
+    [
+        ({"segmentation": [[1, 2, 9, 2, 9, 10**400]]}, "polygon with something that is not a number"),
+        ({"segmentation": {"size": [24, 32], "counts": [2**70]}}, "runs do not add up"),
+        ({"segmentation": {"size": [2**70, float("inf")], "counts": [2]}}, "without size and counts"),
+        ({"segmentation": {"size": [24], "counts": [2]}}, "without size and counts"),
+        ({"segmentation": {"size": [24, 32], "counts": [768]}, "bbox": [None] * 4}, "empty mask"),
+        ({"segmentation": {"size": [24, 32], "counts": [768]}, "bbox": [2**70, 1, 5, 5]}, "outside of the image"),
+        ({"segmentation": [[0, 0, 30, 20] * 150_000]}, "outline is longer than 5,000,000 px"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_numbers_out_of_range_leave_one_annotation_out(tmp_path, annotation, reason):
+    root = rewritten(one_image(tmp_path, [*ONE, *ONE]), annotation=annotation)
+    sample, skipped = opened(root, "all").examine(0)
+    assert [i.id for i in sample.instances] == ["2"]
+    assert [reason in skip.why for skip in skipped] == [True]
+
+
+def test_nesting_and_encodings_are_refused_by_name(tmp_path):
+    path = tmp_path / "labels.json"
+    path.write_text('{"images": [], "annotations": ' + "[" * 50_000 + "]" * 50_000 + ', "categories": []}')
+    with pytest.raises(DataError, match=r"labels\.json is not COCO's: its lists are nested too deeply"):
+        opened(path)
+    root = one_image(tmp_path / "set", ONE, {1: "größe"})
+    text = json.dumps(json.loads((root / "annotations.json").read_text()), ensure_ascii=False)
+    (root / "annotations.json").write_text(text, encoding="latin-1")
+    with pytest.raises(DataError, match=r"annotations\.json is not .*UTF-8|not COCO's.*[Uu]tf-8"):
+        opened(root / "annotations.json")
+    (root / "annotations.json").write_text(text, encoding="utf-16")
+    with pytest.raises(DataError, match=r"It is in UTF-16; save it as UTF-8"):
+        opened(root / "annotations.json")
+
+
+def test_a_note_in_another_encoding_does_no_harm(tmp_path):
+    root = one_image(tmp_path, [ONE[0] | {"note": "größe"}])
+    text = json.dumps(json.loads((root / "annotations.json").read_text()), ensure_ascii=False)
+    (root / "annotations.json").write_text(text, encoding="latin-1")
+    assert opened(root, "all")[0].instances[0].area == 20
+
+
+def test_the_index_knows_where_each_annotation_stands(tmp_path):
+    annotation = {"image_id": 0, "area": float("nan"), "segmentation": polygon(1, 1, 5, 5)}
+    path = write_coco(tmp_path / "a.json", [(0, "a.png")], [annotation | {"note": "ß" * n} for n in range(9)])
+    text = json.dumps(json.loads(path.read_text()), ensure_ascii=False, indent=2)
+    path.write_text("\ufeff " + text, encoding="utf-8")
+    file = index_coco(path)
+    assert [annotation["note"] for annotation in file.annotations(np.array([8, 0, 3]))] == ["ß" * 8, "", "ßßß"]
+
+
+def test_hidden_annotation_files_are_passed_over(coco_root):
+    for name in ("._instances_train2017.json", ".annotations.json"):
+        (coco_root / "annotations" / name).write_bytes(b"\0\5\x16\7")  # as macOS leaves them on other disks
+    assert len(opened(coco_root)) == 3

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,8 @@ def test_a_tile_without_a_building_is_a_sample_without_instances_until_it_is_sca
         ("train/images", "train/masks"),
         ("img/train", "gt/train"),
         ("training/image", "training/mask"),
+        ("Train/Images", "Train/Masks"),
+        ("Images/train", "Masks/train"),
     ],
 )
 def test_folders_of_images_and_masks_are_found(tmp_path, images, masks):
@@ -113,3 +117,60 @@ def test_the_class_filter_and_the_smallest_area_work_on_masks(tmp_path):
     assert [i.class_id for i in opened(tmp_path, "all", class_names=names, min_area=17)[0].instances] == [4]
     with pytest.raises(DataError, match="no class 'bus'"):
         opened(tmp_path, "all", class_names=names, classes=["bus"])
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("images/ISIC_01.jpg", "masks/ISIC_01_Segmentation.png"),
+        ("images/a.jpg", "masks/a.jpg.png"),
+        ("images/a.JPG", "masks/A_MASK.PNG"),
+        ("images/a_sat.jpg", "masks/a_mask.png"),
+        ("images/a.jpg", "masks/a_mask.gif"),
+    ],
+)
+def test_masks_are_named_as_benchmarks_name_them(tmp_path, image, mask):
+    save(picture(), tmp_path / image)
+    save(MASK, tmp_path / mask)
+    (sample,) = opened(tmp_path, "all")
+    assert (sample.name, len(sample.instances)) == (image, 2)
+
+
+def test_images_and_masks_may_lie_in_one_folder(tmp_path):
+    for stem in ("benign (1)", "benign (2)"):
+        save(picture(), tmp_path / f"busi/{stem}.png")
+        save(MASK, tmp_path / f"busi/{stem}_mask.png")
+        save(picture(), tmp_path / f"deepglobe/{stem}_sat.jpg")
+        save(MASK, tmp_path / f"deepglobe/{stem}_mask.png")
+    for folder, ending in (("busi", ".png"), ("deepglobe", "_sat.jpg")):
+        dataset = opened(tmp_path, "all", images=folder, masks=folder)
+        assert dataset.names == [f"{folder}/benign (1){ending}", f"{folder}/benign (2){ending}"]
+        assert [len(sample.instances) for sample in dataset] == [2, 2]
+        assert dataset.skipped == []
+
+
+def test_hidden_files_and_folders_are_no_images(tmp_path):
+    for folder, pixels in (("images", picture()), ("masks", MASK)):
+        save(pixels, tmp_path / folder / "a.png")
+        for hidden in (".ipynb_checkpoints/a-checkpoint.png", "._a.png", ".a.1f2e.tmp.png"):
+            save(pixels, tmp_path / folder / hidden)
+    dataset = opened(tmp_path, "all")
+    assert (dataset.names, dataset.skipped) == (["images/a.png"], [])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_named_pipes_are_left_out_by_a_scan(tmp_path):
+    for name in ("a", "b", "c"):
+        save(picture(), tmp_path / f"images/{name}.png")
+        save(MASK, tmp_path / f"masks/{name}.png")
+    for path in (tmp_path / "images/a.png", tmp_path / "masks/b.png"):
+        path.unlink()
+        os.mkfifo(path)
+    dataset = opened(tmp_path, "all", scan=True)
+    assert dataset.names == ["images/c.png"]
+    assert [skip.why.partition(" is ")[2] for skip in dataset.skipped] == [
+        "a pipe, a socket or a device and not a file."
+    ] * 2
+    os.mkfifo(tmp_path / "split.json")
+    with pytest.raises(DataError, match=r"split\.json is a pipe"):
+        opened(tmp_path, "train", split_file="split.json")

@@ -1,3 +1,7 @@
+import os
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -99,3 +103,111 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
     Image.fromarray(np.array([[0, np.nan], [1, 2]], dtype=np.float32)).save(path)
     with pytest.raises(DataError, match="not finite"):
         read_image(path)
+
+
+def png16(pixels: np.ndarray, path) -> None:
+    """A PNG of 16 bits a channel, which Pillow cannot write."""
+    height, width, channels = pixels.shape
+    raw = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    head = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in chunks)
+    )
+
+
+def tiff16(pixels: np.ndarray, path, order: str = "<", planar: bool = False) -> None:
+    """An uncompressed TIFF of 16 bits a channel, in RGB."""
+    height, width, channels = pixels.shape
+    stored = np.moveaxis(pixels, -1, 0) if planar else pixels
+    data = np.ascontiguousarray(stored).astype(f"{order}u2").tobytes()
+    size = len(data) // (channels if planar else 1)
+    strips = channels if planar else 1
+    tags = [(256, width), (257, height), (259, 1), (262, 2), (277, channels), (278, height), (284, 2 if planar else 1)]
+    count = len(tags) + 3
+    extra = 8 + 2 + 12 * count + 4
+    start = extra + 6 + 8 * strips
+    entries = [(tag, 3, 1, struct.pack(f"{order}HH", value, 0)) for tag, value in tags]
+    entries.append((258, 3, 3, struct.pack(f"{order}I", extra)))
+    offsets = struct.pack(f"{order}{strips}I", *(start + n * size for n in range(strips)))
+    sizes = struct.pack(f"{order}{strips}I", *([size] * strips))
+    place = struct.pack(f"{order}I", extra + 6), struct.pack(f"{order}I", extra + 6 + 4 * strips)
+    entries.append((273, 4, strips, place[0] if planar else offsets))
+    entries.append((279, 4, strips, place[1] if planar else sizes))
+    body = b"".join(struct.pack(f"{order}HHI", *entry[:3]) + entry[3] for entry in sorted(entries))
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8) + struct.pack(f"{order}H", count)
+    bits = struct.pack(f"{order}3H", 16, 16, 16)
+    path.write_bytes(head + body + struct.pack(f"{order}I", 0) + bits + offsets + sizes + data)
+
+
+def twelve_bits() -> np.ndarray:
+    """Colours of a twelve-bit camera in sixteen bits: the upper bytes alone have sixteen values."""
+    return (np.arange(64 * 64 * 3).reshape(64, 64, 3) % 4096).astype(np.uint16)
+
+
+@pytest.mark.parametrize("kind", ["rgb", "rgba", "grey and alpha", "little tiff", "big tiff"])
+def test_colours_of_sixteen_bits_keep_all_their_values(tmp_path, kind):
+    pixels = twelve_bits()
+    opaque = np.full((64, 64, 1), 65535, dtype=np.uint16)
+    path = tmp_path / ("deep.tif" if "tiff" in kind else "deep.png")
+    if "tiff" in kind:
+        tiff16(pixels, path, "<" if kind == "little tiff" else ">")
+    else:
+        stored = {"rgb": [pixels], "rgba": [pixels, opaque], "grey and alpha": [pixels[:, :, :1], opaque]}
+        png16(np.dstack(stored[kind]), path)
+    expected = pixels[:, :, :1].repeat(3, axis=2) if kind == "grey and alpha" else pixels
+    low, high = np.percentile(pixels[:, :, :1] if kind == "grey and alpha" else pixels, [0.1, 99.9])
+    scaled = np.clip((expected.astype(np.float64) - low) / (high - low) * 255, 0, 255)
+    read = read_image(path)
+    assert np.abs(read - scaled).max() < 0.51
+    assert len(np.unique(read)) == 256
+    assert image_size(path) == (64, 64)
+
+
+def test_sixteen_bits_in_planes_are_refused(tmp_path):
+    tiff16(twelve_bits(), tmp_path / "planes.tif", planar=True)
+    with pytest.raises(DataError, match=r"planes\.tif holds 16 bits .* plane for each channel.*Store it as RGB"):
+        read_image(tmp_path / "planes.tif")
+
+
+def test_the_first_picture_of_a_camera_file_counts(tmp_path):
+    main = Image.fromarray(np.full((24, 32, 3), 200, dtype=np.uint8))
+    main.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[main.resize((8, 6))])
+    assert read_image(tmp_path / "phone.jpg").shape == (24, 32, 3)
+    main.save(tmp_path / "map.tif", save_all=True, append_images=[main.resize((16, 12))])
+    with pytest.raises(DataError, match="holds 2 pages"):
+        read_image(tmp_path / "map.tif")
+    small = main.resize((16, 12))
+    small.encoderinfo = {"tiffinfo": {254: 1}}  # a copy in less detail
+    main.save(tmp_path / "map.tif", save_all=True, append_images=[small])
+    assert read_image(tmp_path / "map.tif").shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["tif", "jpg", "png"])
+def test_the_size_is_that_of_the_picture_that_is_read(tmp_path, suffix, orientation):
+    path = tmp_path / f"turned.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    more = {"tiffinfo": {0x0112: orientation}} if suffix == "tif" else {"exif": exif}
+    Image.fromarray(picture(24, 60)).save(path, **more)
+    assert image_size(path) == read_image(path).shape[:2] == ((60, 24) if orientation > 4 else (24, 60))
+
+
+def test_an_image_beyond_pillows_limit_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
+    path = save(picture(), tmp_path / "large.png")
+    for read in (read_image, image_size):
+        with pytest.raises(DataError, match=r"large\.png is too large: Image size \(768 pixels\).*Cut it into tiles"):
+            read(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_named_pipe_is_refused_and_does_not_wait(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for read in (read_image, image_size):
+        with pytest.raises(DataError, match=r"pipe\.png is a pipe, a socket or a device and not a file"):
+            read(tmp_path / "pipe.png")
+        with pytest.raises(DataError, match="is a folder and not a file"):
+            read(tmp_path)

@@ -8,6 +8,7 @@ from PIL import Image
 from samparser.data import DataError
 from samparser.data.readers.labels import LabelRules, parse_class_names, read_values, separate
 from tests.data.files import full_mask, rectangle, save
+from tests.data.readers.test_images import png16
 
 
 def flood(mask: np.ndarray) -> list[frozenset[tuple[int, int]]]:
@@ -172,3 +173,66 @@ def test_fractions_and_negative_values_are_refused(tmp_path):
         Image.fromarray(array).save(tmp_path / "m.tif")
         with pytest.raises(DataError, match=message):
             read_values(tmp_path / "m.tif")
+
+
+def palette_mask(indices: np.ndarray, colours: list[tuple[int, int, int]], path):
+    stored = Image.fromarray(indices.astype(np.uint8)).convert("P")
+    stored.putpalette([value for colour in colours for value in colour])
+    stored.save(path)
+    return path
+
+
+@pytest.mark.parametrize("object_colour", [(255, 255, 255), (1, 1, 1)])
+def test_black_is_the_background_of_a_palette_mask_at_any_index(tmp_path, object_colour):
+    # A quantiser sorts colours as it likes: the object may be index 0.
+    path = palette_mask(~TWO, [object_colour, (0, 0, 0)], tmp_path / "m.png")
+    instances, _, _ = LabelRules().split(path)
+    assert [i.box for i in instances] == [(1, 1, 5, 5), (10, 10, 20, 20)]
+    assert [i.box for i in LabelRules(instances="class").split(path)[0]] == [(1, 1, 20, 20)]
+
+
+def test_a_palette_mask_with_the_background_first_is_read_by_its_indices(tmp_path):
+    path = palette_mask(TWO, [(0, 0, 0), (128, 0, 0)], tmp_path / "m.png")
+    assert len(LabelRules().split(path)[0]) == 2
+    path = palette_mask(TWO * 2, [(0, 0, 0), (9, 9, 9), (128, 0, 0)], tmp_path / "m.png")
+    assert {i.class_id for i in LabelRules(classes={2: "road"}).split(path)[0]} == {2}
+
+
+def test_a_palette_mask_without_black_is_a_question(tmp_path):
+    path = palette_mask(TWO, [(255, 255, 255), (255, 0, 0)], tmp_path / "m.png")
+    with pytest.raises(
+        DataError,
+        match=r"index 0 being #ffffff.*not known.*class_names 1=NAME.*'#ffffff=NAME' '#ff0000=background'",
+    ):
+        LabelRules().split(path)
+    assert len(LabelRules(classes={1: "road"}).split(path)[0]) == 2
+    for names, area in ((["#ff0000=road", "#ffffff=background"], 116), (["#ffffff=road", "#ff0000=background"], 652)):
+        classes, colours = parse_class_names(names)
+        found = LabelRules("class", classes, colours).split(path)[0]
+        assert [(classes[i.class_id], i.area) for i in found] == [("road", area)]
+
+
+def test_a_threshold_looks_at_the_colours_of_a_palette(tmp_path):
+    path = palette_mask(TWO, [(0, 0, 0), (200, 200, 200)], tmp_path / "m.png")
+    assert len(LabelRules(threshold=128).split(path)[0]) == 2
+
+
+def test_grey_and_alpha_of_sixteen_bits_keep_their_ids(tmp_path):
+    ids = classes_mask().astype(np.uint16)
+    ids[ids == 7] = 40007
+    png16(np.dstack([ids, np.full_like(ids, 65535)]), tmp_path / "m.png")
+    assert [i.id for i in LabelRules(instances="ids").split(tmp_path / "m.png")[0]] == ["1", "40007"]
+    png16(np.dstack([ids, ids // 2, ids]), tmp_path / "m.png")
+    with pytest.raises(DataError, match="has colours of 16 bits a channel; masks need grey values"):
+        read_values(tmp_path / "m.png")
+
+
+@pytest.mark.parametrize("colour", [0, 255])
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_a_mask_drawn_in_the_alpha_of_one_colour_is_read(tmp_path, mode, colour):
+    flat = np.full(TWO.shape, colour, dtype=np.uint8)
+    alpha = TWO * np.uint8(255)
+    save(np.dstack([flat] * (len(mode) - 1) + [alpha]), tmp_path / "m.png")
+    assert [i.box for i in LabelRules().split(tmp_path / "m.png")[0]] == [(1, 1, 5, 5), (10, 10, 20, 20)]
+    save(np.dstack([alpha] * (len(mode) - 1) + [np.full_like(flat, 200)]), tmp_path / "m.png")
+    assert [i.box for i in LabelRules().split(tmp_path / "m.png")[0]] == [(1, 1, 5, 5), (10, 10, 20, 20)]

@@ -105,3 +105,22 @@ def test_a_mask_is_encoded_as_pycocotools_encodes_it(mask):
 def test_the_part_of_a_mask_inside_a_box_is_encoded_as_the_whole_mask(part, left, right, top, bottom):
     whole = np.pad(part, ((top, bottom), (left, right)))
     assert mask_rle(part, (left, top), whole.shape) == mask_rle(whole)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        str(polygon(2, 3, 7, 9)),
+        '{"size": [12, 10], "counts": [0, 120]}',
+        {"size": [12, 10], "counts": [0.0, 120.0]},
+        {"size": ["12", 10.0], "counts": [0, 120]},
+    ],
+)
+def test_what_went_through_a_table_is_read(written):
+    assert annotation_mask(written, 12, 10).sum() in (30, 120)
+
+
+def test_a_long_outline_with_short_sides_is_drawn():
+    angle = np.linspace(0, 2 * np.pi, 200_000, endpoint=False)
+    circle = np.stack([50 + 40 * np.cos(angle), 50 + 40 * np.sin(angle)], axis=1)
+    assert abs(polygon_mask([circle.ravel().tolist()], 100, 100).sum() - np.pi * 1600) < 60

@@ -71,3 +71,93 @@ def test_classes_beyond_the_twenty_are_refused(voc_root):
     palette_png(np.full((24, 32), 33, np.uint8), voc_root / "VOCdevkit/VOC2012/SegmentationClass/2007_000032.png")
     with pytest.raises(DataError, match="has the value 33; VOC's classes are 1 to 20"):
         open_dataset(DataSettings(data=str(voc_root)), "train")[0]
+
+
+COLOURS = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 255: (224, 224, 192)}
+LABELMAP = "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncrack:128,0,0::\nspall:0,128,0::\n"
+
+
+def masks():
+    """Objects 1 and 3, a void band, and their classes: crack and spall."""
+    objects, classes = np.zeros((24, 32), np.uint8), np.zeros((24, 32), np.uint8)
+    objects[2:8, 3:9], objects[10:20, 3:9], objects[21, :] = 1, 3, 255
+    classes[2:8, 3:9], classes[10:20, 3:9], classes[21, :] = 1, 2, 255
+    return objects, classes
+
+
+def store(values, path, kind):
+    """A mask as indices of a palette with CVAT's colours or with others, or as the colours themselves."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "other palette":
+        return palette_png(values, path)
+    colours = np.zeros((256, 3), np.uint8)
+    for value, colour in COLOURS.items():
+        colours[value] = colour
+    if kind == "colours":
+        return save(colours[values], path)
+    stored = Image.fromarray(values).convert("P")
+    stored.putpalette(colours.ravel().tolist())
+    return stored.save(path)
+
+
+def cvat(root, kind="palette", lists=("default",), suffix="png"):
+    objects, classes = masks()
+    for number in range(4):
+        stem = f"day {number % 2}/a{number}"
+        save(picture(seed=number), root / f"JPEGImages/{stem}.{suffix}")
+        store(objects, root / f"SegmentationObject/{stem}.png", kind)
+        store(classes, root / f"SegmentationClass/{stem}.png", kind)
+        listed = root / f"ImageSets/Segmentation/{lists[number % len(lists)]}.txt"
+        listed.parent.mkdir(parents=True, exist_ok=True)
+        listed.write_text((listed.read_text() if listed.is_file() else "") + stem + "\n")
+    (root / "labelmap.txt").write_text(LABELMAP)
+    return root
+
+
+@pytest.mark.parametrize("kind", ["palette", "other palette", "colours"])
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_the_masks_of_cvat_have_the_classes_of_their_labelmap(tmp_path, kind, suffix):
+    cvat(tmp_path, kind, suffix=suffix)
+    assert detect_layout(tmp_path) == "voc"
+    dataset = open_dataset(DataSettings(data=str(tmp_path)), "all")
+    assert dataset.classes == {1: "crack", 2: "spall"}
+    assert len(dataset) == 4
+    sample = dataset[0]
+    assert sorted((i.class_id, i.box) for i in sample.instances) == [(1, (3, 2, 9, 8)), (2, (3, 10, 9, 20))]
+    assert sample.void.sum() == 32
+
+
+def test_one_list_is_a_pool_and_lists_of_splits_are_splits(tmp_path):
+    cvat(tmp_path / "pool")
+    sizes = [len(open_dataset(DataSettings(data=str(tmp_path / "pool")), split)) for split in ("train", "val")]
+    assert sizes == [3, 1]
+    cvat(tmp_path / "own", lists=("train", "val"))
+    names = [open_dataset(DataSettings(data=str(tmp_path / "own")), split).names for split in ("train", "val")]
+    assert names == [[f"JPEGImages/day {n}/a{m}.png" for m in (n, n + 2)] for n in (0, 1)]
+
+
+def test_colours_that_the_labelmap_does_not_name_are_named(tmp_path):
+    cvat(tmp_path, "colours")
+    (tmp_path / "labelmap.txt").write_text(LABELMAP.replace("spall:0,128,0::", ""))
+    with pytest.raises(DataError, match=r"a0\.png has colours that labelmap\.txt does not name: #008000"):
+        open_dataset(DataSettings(data=str(tmp_path)), "all")[0]
+    (tmp_path / "labelmap.txt").write_text("crack:red::\n")
+    with pytest.raises(DataError, match=r"has the line 'crack:red::'; expected label:red,green,blue"):
+        open_dataset(DataSettings(data=str(tmp_path)), "all")
+
+
+@pytest.mark.parametrize("ending", ["", "PNG"])
+@pytest.mark.parametrize("objects_too", [True, False])
+def test_the_folders_of_labelme_are_read_without_lists(tmp_path, ending, objects_too):
+    objects, classes = masks()
+    for stem in ("a", "b"):
+        save(picture(), tmp_path / f"JPEGImages/{stem}.jpg")
+        store(classes, tmp_path / f"SegmentationClass{ending}/{stem}.png", "palette")
+        if objects_too:
+            store(objects, tmp_path / f"SegmentationObject{ending}/{stem}.png", "palette")
+    (tmp_path / "class_names.txt").write_text("__ignore__\n_background_\ncrack\nspall\n")
+    dataset = open_dataset(DataSettings(data=str(tmp_path)), "all")
+    assert (dataset.layout, dataset.classes, len(dataset)) == ("voc", {1: "crack", 2: "spall"}, 2)
+    assert sorted((i.class_id, i.box) for i in dataset[0].instances) == [(1, (3, 2, 9, 8)), (2, (3, 10, 9, 20))]
+    named = open_dataset(DataSettings(data=str(tmp_path), class_names=["1=line", "2=hole"]), "all")
+    assert named.classes == {1: "line", 2: "hole"}
