@@ -36,7 +36,7 @@ def test_a_killed_training_run_resumes_to_the_very_weights_scores_and_log(lab, s
     arguments = scene.train(run, *(["--cache", work / "features"] if cached else []))
     total, expected = lab.undisturbed(work, arguments, lambda: trained(run))
     with lab.group("kills: train and resume" + (", filling a cache" if cached else "")) as tally:
-        for at, kind in cases(total, 2 if cached else 3, rng):
+        for at, kind in cases(total, 1 if cached else 2, rng):
             emptied(work)
             case = f"{kind} at {at} of {total}"
             killed = struck(lab, work, kind, at, arguments)
