@@ -30,7 +30,7 @@ def verbs(scene, folder):
 
 
 # How many places of a verb the short campaign strikes.
-SHORT = {"train": 2, "predict": 2, "merge": 2, "evaluate": 1, "compare": 1, "data check": 1}
+SHORT = {"train": 1, "predict": 2, "merge": 2, "evaluate": 1, "compare": 1, "data check": 1}
 
 
 def judged(lab, ran, again, result, expected):
@@ -96,5 +96,6 @@ def test_a_full_disk_leaves_earlier_masks_whole(lab, scene, tmp_path, rng):
             )
             left = digests(out, hidden=True)
             gone = [name for name in before if name not in left]
-            extra = [name for name in left if name not in before]
+            # The list of its files, by which `predict` knows them again, may be there; no torn file may.
+            extra = [name for name in left if name not in before and not name.endswith("predicted.jsonl")]
             tally.add(f"at {at} of {total}", ran.fault() or (f"gone {gone}, new {extra}" if gone or extra else None))
