@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 import shutil
@@ -60,8 +61,7 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} is there already and is not an empty folder; nothing was written over it.")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    temporary.mkdir()
+    temporary = _new_beside(path)
     try:
         with _naming_a_full_disk(path):
             yield temporary
@@ -86,8 +86,7 @@ def filling_folder(path: str | Path, *, last: Sequence[str] = ()) -> Iterator[Pa
         with replacing_folder(path) as temporary:
             yield temporary
         return
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    temporary.mkdir()
+    temporary = _new_beside(path)
     try:
         with _naming_a_full_disk(path):
             yield temporary
@@ -104,6 +103,16 @@ def write_text(path: str | Path, text: str, *, flush: bool = False) -> None:
     """Write a text file in UTF-8, whole or not at all."""
     with replacing(path, flush=flush) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def _new_beside(path: Path) -> Path:
+    """Make a temporary folder beside a path, and delete those of it that killed processes left."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 32}.partial"):
+        if not left.is_symlink() and time.time() - left.stat().st_mtime > _ABANDONED_AFTER:
+            shutil.rmtree(left, ignore_errors=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    temporary.mkdir()
+    return temporary
 
 
 def _set_usual_permissions(folder: Path, replaced: Path) -> None:

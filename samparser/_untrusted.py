@@ -34,7 +34,7 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, str) and value in inner
     if kind is dict:
         return isinstance(value, dict) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
-    if kind in (list, set):
+    if kind in (list, set, tuple):
         return isinstance(value, (list, set, tuple)) and all(fits(item, inner[0]) for item in value)
     if hint in (int, float):
         return isinstance(value, (int, hint)) and not isinstance(value, bool)

@@ -114,3 +114,28 @@ def test_a_folder_whose_filling_fails_is_as_it_was(tmp_path):
         fail_half_way()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "b"]
     assert (tmp_path / "out" / "b").read_text() == "old"
+
+
+def test_folders_that_killed_processes_left_are_deleted_once_they_are_old(tmp_path):
+    given = (("a[1]", "0"), ("a[1]", "1"), ("b", "2"))
+    old, young, other = (tmp_path / f".{name}.{digit * 32}.partial" for name, digit in given)
+    for folder in (old, young, other):
+        folder.mkdir()
+        (folder / "weights").write_text("half")
+    for folder in (old, other):
+        os.utime(folder, (0, 0))
+    with replacing_folder(tmp_path / "a[1]") as temporary:
+        (temporary / "weights").write_text("whole")
+    assert sorted(tmp_path.iterdir()) == sorted([young, other, tmp_path / "a[1]"])
+
+
+@pytest.mark.parametrize("words", ["No space left on device (os error 28)", "PytorchStreamWriter failed writing file"])
+@pytest.mark.parametrize("write", [replacing, replacing_folder, filling_folder])
+def test_a_full_disk_is_named_by_what_was_to_be_written(write, words, tmp_path):
+    def fill():
+        with write(tmp_path / "out"):
+            raise RuntimeError(words)
+
+    with pytest.raises(OSError, match=r"no space left to write it; what was there before is as it was .*/out'"):
+        fill()
+    assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from samparser._untrusted import fits
 from samparser._words import did_you_mean
 
 T = TypeVar("T")
@@ -85,22 +86,16 @@ def from_json(kind: type[T], given: Any, where: str) -> T:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    origin, choices = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, choice) for choice in choices)
-    if origin is Literal:
-        return value in choices
-    if origin in (list, tuple):
-        return isinstance(value, list | tuple) and all(_fits(item, choices[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(k, choices[0]) and _fits(v, choices[1]) for k, v in value.items())
-    if isinstance(value, bool):
-        return hint is bool
-    if isinstance(value, int | float) and not abs(value) <= _LARGEST:  # neither infinite nor no number
-        return False
-    return isinstance(value, int | float if hint is float else hint)
+    # What a field of anything holds is checked where its own fields are.
+    return fits(value, hint) and (Any in get_args(hint) or _in_range(value))
+
+
+def _in_range(value: Any) -> bool:
+    """Tell whether no number in a value is infinite, not a number, or too large to count with."""
+    if isinstance(value, int | float):
+        return abs(value) <= _LARGEST
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return all(_in_range(item) for item in items)
 
 
 def _say(hint: Any) -> str:

@@ -26,7 +26,7 @@ from samparser._files import write_text
 from samparser._words import count
 from samparser.sam.lean import lean_decoder
 from samparser.sam.loading import check_processor
-from samparser.sam.modes import evaluating
+from samparser.sam.modes import catching_neck_input, evaluating
 from samparser.sam.wrapped import changes_before_neck, changes_in_neck, image_processor, plain_sam
 
 from .keys import image_key, upstream_fingerprint, upstream_tensors
@@ -117,20 +117,15 @@ class FeatureCache:
         encoder = self._sam.vision_encoder
         weight = next(encoder.parameters())
         pixels = self._images(image, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
-        entered: list[Tensor] = []
-        handle = encoder.neck.register_forward_pre_hook(lambda _, arguments: entered.append(arguments[0]))
-        try:
-            with evaluating(self._model):
-                embedding = encoder(pixels.to(weight.device, weight.dtype)).last_hidden_state[0]
-                tokens = entered[0][0]
-                if self.form == "embedding":
-                    return embedding
-                if self._projection is not None:
-                    # In the projection's own width: rounding comes once, when the result is stored.
-                    return tokens.to(self._projection.dtype) @ self._projection.T.to(tokens.device)
-                return tokens
-        finally:
-            handle.remove()
+        with evaluating(self._model), catching_neck_input(encoder) as entered:
+            embedding = encoder(pixels.to(weight.device, weight.dtype)).last_hidden_state[0]
+        tokens = entered[0][0]
+        if self.form == "embedding":
+            return embedding
+        if self._projection is not None:
+            # In the projection's own width: rounding comes once, when the result is stored.
+            return tokens.to(self._projection.dtype) @ self._projection.T.to(tokens.device)
+        return tokens
 
     def features(self, image: np.ndarray) -> Tensor:
         """Return the features of an image as stored; computed and stored first if they are not there or damaged."""

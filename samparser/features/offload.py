@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from samparser._files import replacing
 from samparser._hashing import sha256_of
 
-from .store import DamagedFeaturesError, write_tensors
+from .store import DamagedFeaturesError
 
 _LOAD_AGAIN = (
     "It held the frozen part of the image encoder while features took its place, so this model is incomplete now: load "
@@ -64,7 +65,8 @@ class EncoderAside:
         self._neck = encoder.neck
         self._tensors = dict(_tensors(self._parts, self._position))
         if not _holds(weights, self._tensors):
-            write_tensors(weights, {name: t.detach().cpu().contiguous() for name, t in self._tensors.items()})
+            with replacing(weights) as temporary:
+                save_file({name: t.detach().cpu().contiguous() for name, t in self._tensors.items()}, temporary)
         self._hash = sha256_of(*self._tensors.values())
         dtype = next(iter(self._tensors.values())).dtype
         for tensor in self._tensors.values():

@@ -107,7 +107,8 @@ class FeatureStore:
             stored = narrow
         stored = stored.contiguous()
         metadata = {"fingerprint": self.fingerprint, "image": key, "sha256": sha256_of(stored)}
-        write_tensors(self.path(key), {_NAME: stored}, metadata)
+        with replacing(self.path(key)) as temporary:
+            save_file({_NAME: stored}, temporary, metadata=metadata)
         return stored
 
     def size(self) -> tuple[int, int]:
@@ -118,22 +119,6 @@ class FeatureStore:
     def remove_abandoned(self) -> None:
         """Delete temporary files that a killed process left an hour ago or earlier; several may fill one folder."""
         remove_abandoned(self.folder)
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, whole or not at all.
-
-    Raises:
-        OSError: It could not be written, for instance because the disk is full.
-    """
-    try:
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
-    except SafetensorError as error:  # its own type, which is no OSError
-        raise OSError(
-            f"{path} could not be written ({error}). What the cache holds is whole; make room, or name a folder on "
-            "another disk, and go on."
-        ) from error
 
 
 _REFILL = (

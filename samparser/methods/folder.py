@@ -19,11 +19,11 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor
 
+from samparser._untrusted import refuse_invalid, refuse_slow
 from samparser._version import __version__
 from samparser._words import shortened
 
 from .base_check import fingerprint
-from .patterns import check_patterns
 from .registry import METHODS
 
 METHOD_FILE = "method.json"
@@ -159,6 +159,15 @@ def format_of(folder: Path) -> Literal["peft", "tensors"]:
     )
 
 
+def _patterns(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List what PEFT takes for regular expressions, with the fields' names."""
+    whole = [
+        (name, content[name]) for name in ("target_modules", "exclude_modules", "layers_pattern") if name in content
+    ]
+    keys = [(name, key) for name in ("rank_pattern", "alpha_pattern") for key in content.get(name) or ()]
+    return [(name, pattern) for name, pattern in (*whole, *keys) if isinstance(pattern, str)]
+
+
 def read_peft_config(folder: Path) -> PeftConfig:
     """Read `adapter_config.json`.
 
@@ -177,15 +186,15 @@ def read_peft_config(folder: Path) -> PeftConfig:
             f"{path} has peft_type {kind!r}, which PEFT {peft.__version__} does not know. It is of a newer PEFT, which "
             f"has to be installed then, or is damaged. Known are {', '.join(sorted(known))}."
         )
-    check_patterns(content, path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fields of a newer PEFT: named when the adapter is loaded
         try:
+            refuse_invalid(_patterns(content))
+            refuse_slow(_patterns(content))
             config = known[kind].from_pretrained(str(folder))
         except Exception as error:
-            raise ValueError(
-                f"{path} is damaged: {type(error).__name__}: {error}. Copy the adapter again, or save it again."
-            ) from error
+            said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            raise ValueError(said if str(path) in said else f"{path} cannot be used: {said}") from error
     name = config.base_model_name_or_path
     if not isinstance(name, str | None):
         raise ValueError(f"{path} is damaged: base_model_name_or_path is {name!r}. Copy the adapter again.")

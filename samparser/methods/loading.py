@@ -100,7 +100,7 @@ def load_trained(
         saved.check_trained(tensors, path)
     with unchanged_on_error(base_model), _explained(folder, base_model):
         if is_peft:
-            model = _put_adapter(base_model, folder, tensors.keys(), check_base)
+            model = _put_adapter(base_model, folder, tensors.keys(), check_base, check_weights)
         else:
             assert saved is not None, "a folder of this format is recognised by its method.json"
             model = _put_tensors(base_model, folder, tensors, saved)
@@ -213,7 +213,9 @@ def _explained(folder: Path, model: nn.Module) -> Iterator[None]:
         ) from error
 
 
-def _put_adapter(base_model: nn.Module, folder: Path, saved: Set[str], check_base: bool) -> PeftModel:
+def _put_adapter(
+    base_model: nn.Module, folder: Path, saved: Set[str], check_base: bool, check_weights: bool
+) -> PeftModel:
     path = folder / PEFT_TENSORS
     config = read_peft_config(folder)
     plain = base_model.state_dict().keys()
@@ -228,6 +230,8 @@ def _put_adapter(base_model: nn.Module, folder: Path, saved: Set[str], check_bas
             )
     if not check_base and hasattr(config, "base_check"):
         config.base_check = "warn"
+    if not check_weights and hasattr(config, "weights_sha256"):
+        config.weights_sha256 = None
     model = PeftModel.from_pretrained(base_model, str(folder), config=config, is_trainable=True)
     _refuse_difference(trained_tensors(model).keys(), saved, f"{path} does not fit its configuration")
     return model

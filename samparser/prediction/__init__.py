@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .cropped_mask import CroppedMask
-from .files import predict_files
+from .files import PredictedFiles, predict_files
 from .mask_files import SegmentedImage, write_coco, write_label_png
 from .mask_generation import GeneratedMasks, generate_masks
 from .predictor import SamPredictor, predict, predict_logits
@@ -12,6 +12,7 @@ from .resize import to_original_size
 __all__ = [
     "CroppedMask",
     "GeneratedMasks",
+    "PredictedFiles",
     "SamPredictor",
     "SegmentedImage",
     "generate_masks",

@@ -212,17 +212,16 @@ def find_images(images: Iterable[str | Path], output: Path | None = None) -> dic
 
     found: dict[str, Path] = {}
     stems: dict[str, Path] = {}
-    inside = None if output is None else output.resolve()
     for given in images:
         path = Path(given)
         if path.is_dir():
             entries = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-            whole = path.resolve()
+            results = _results_below(path.resolve(), output)
             names = ((p.relative_to(path), p) for p in entries)
             below = {
                 name.as_posix(): entry
                 for name, entry in names
-                if not any(part.startswith(".") for part in name.parts) and inside not in (whole / name).parents
+                if not any(part.startswith(".") for part in name.parts) and not results & set(name.parents)
             }
         elif path.is_file():
             below = {path.name: path}
@@ -236,6 +235,19 @@ def find_images(images: Iterable[str | Path], output: Path | None = None) -> dic
     if not found:
         raise ValueError(f"There is no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in {shortened(images)}.")
     return found
+
+
+def _results_below(folder: Path, output: Path | None) -> set[Path]:
+    """Return what to leave out of a folder of images, relative to it: the output, or its masks and overlays.
+
+    The latter where the images lie in the output folder itself, as in a data set of images/ and masks/.
+    """
+    if output is None:
+        return set()
+    output = output.resolve()
+    inside = output == folder or output in folder.parents
+    places = [output / "masks", output / "overlays"] if inside else [output]
+    return {place.relative_to(folder) for place in places if folder in place.parents}
 
 
 def _read(path: Path) -> np.ndarray:

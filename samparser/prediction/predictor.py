@@ -151,7 +151,8 @@ class SamPredictor:
             batch: As for `predict_logits`.
             adapters: Names of adapters of a PeftModel to run one after the other; None among them stands for the base
                 model. What no adapter changes runs once: with only the neck and the decoder adapted, that is the whole
-                transformer. The active adapter is the same afterwards as before.
+                transformer. The active adapter is the same afterwards as before. Several threads may predict with one
+                model, but only while none of them names adapters.
 
         Returns:
             bool (N, H, W); with `adapters` a dict of such arrays by adapter name.
@@ -298,7 +299,8 @@ def predict(
         batch: Prompts decoded at a time: bounds memory, changes nothing else.
         adapters: Names of adapters of a PeftModel to run one after the other on the same image; None among them
             stands for the base model. What no adapter changes runs once: with only the neck and the decoder adapted,
-            that is the whole transformer. The active adapter is the same afterwards as before.
+            that is the whole transformer. The active adapter is the same afterwards as before. Several threads may
+            predict with one model, but only while none of them names adapters.
 
     Returns:
         bool (N, H, W); with `adapters` a dict of such arrays by adapter name.

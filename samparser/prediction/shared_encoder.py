@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from samparser._words import shortened
+from samparser.sam.modes import catching_neck_input
 from samparser.sam.wrapped import adapter_modules, changes_before_neck, plain_model
 
 
@@ -16,7 +17,8 @@ from samparser.sam.wrapped import adapter_modules, changes_before_neck, plain_mo
 def using_adapter(model: Any, adapter: str | None) -> Iterator[None]:
     """Make one adapter of a PeftModel the active one, or none (the base model) for None, inside the block.
 
-    Afterwards the same adapters are active, and the same parameters require a gradient, as before.
+    Which adapter is active is the model's, so only one thread may use the model meanwhile. Afterwards the same adapters
+    are active, and the same parameters require a gradient, as before.
     """
     active = list(model.active_adapters)
     required = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -74,15 +76,10 @@ class SharedEncoder:
         kept_state, entering = self._kept.get("entering the neck", (None, None))
         if entering is not None and kept_state == state:
             return encoder.neck(entering)
-
-        def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            self._kept["entering the neck"] = (state, arguments[0])
-
-        handle = encoder.neck.register_forward_pre_hook(keep)
-        try:
-            return self._sam.get_image_embeddings(pixel_values)
-        finally:
-            handle.remove()
+        with catching_neck_input(encoder) as caught:
+            embeddings = self._sam.get_image_embeddings(pixel_values)
+        self._kept["entering the neck"] = (state, caught[0])
+        return embeddings
 
 
 def _state(encoder: nn.Module, *, with_neck: bool = True) -> object:

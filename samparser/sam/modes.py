@@ -1,23 +1,55 @@
-"""Eval mode without gradients for a while, and every module's own mode afterwards."""
+"""Eval mode without gradients for a while, and what enters the neck meanwhile."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+# Threads may evaluate one model at the same time: a module gets its own mode back when the last one is done.
+_lock = threading.Lock()
+_evaluated: dict[int, tuple[bool, int]] = {}  # by id of a module: whether it was in training mode, blocks that are open
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Run a model in eval mode without gradients inside the block, and give each module its own mode back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    modules = list(model.modules())
+    with _lock:
+        for module in modules:
+            training, blocks = _evaluated.get(id(module), (module.training, 0))
+            _evaluated[id(module)] = (training, blocks + 1)
+        model.eval()
     try:
         # Not inference_mode: what a layer keeps from here may meet autograd later.
         with torch.no_grad():
             yield
     finally:
-        for module in training:
-            module.training = True
+        with _lock:
+            for module in modules:
+                training, blocks = _evaluated.pop(id(module))
+                if blocks > 1:
+                    _evaluated[id(module)] = (training, blocks - 1)
+                else:
+                    module.training = training
+
+
+@contextmanager
+def catching_neck_input(encoder: Any) -> Iterator[list[Tensor]]:
+    """Collect what enters the neck of an image encoder in the forwards that this thread makes inside the block."""
+    caught: list[Tensor] = []
+    thread = threading.get_ident()
+
+    def catch(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if threading.get_ident() == thread:  # a hook sees the forwards of every thread
+            caught.append(arguments[0])
+
+    handle = encoder.neck.register_forward_pre_hook(catch)
+    try:
+        yield caught
+    finally:
+        handle.remove()

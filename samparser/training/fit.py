@@ -81,6 +81,9 @@ def train(
     A run that was killed at any moment goes on with `resume=True` and ends with the weights of an uninterrupted run
     (same machine, same settings): order of images, prompts and optimizer are functions of seed, epoch and step.
 
+    The mask decoder works as in `samparser.sam.lean_decoder`, in this thread only; no other thread may use the model
+    while its weights and modes change.
+
     Args:
         model: A SamModel or PEFT model around one; frozen parameters stay as they are.
         processor: The model's SamProcessor.

@@ -251,7 +251,7 @@ class TrainSettings(TrainingArguments):
             )
         if self.save_strategy == "epoch" and self.save_steps is not None:
             raise ValueError(f"save_steps is {self.save_steps}, but save_strategy is epoch; give it steps.")
-        if self.save_steps is None:
+        if self.save_strategy == "steps" and self.save_steps is None:
             self.save_steps = self.eval_steps or self.logging_steps
 
     def _super_post_init(self) -> None:

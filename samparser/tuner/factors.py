@@ -69,7 +69,8 @@ class Factors(NamedTuple):
     def with_coefficients(self, p: Tensor) -> Factors:
         """Put other coefficients on the leading bases, as many as the last dimension of `p` has."""
         k = p.shape[-1]
-        return Factors(self.u, p, self.vh) if k == self.rank else Factors(self.u[:, :k], p, self.vh[:k])
+        # Not self.rank: torch 2.6 compiles no properties of named tuples.
+        return Factors(self.u, p, self.vh) if k == len(self.vh) else Factors(self.u[:, :k], p, self.vh[:k])
 
 
 def fold(weight: Tensor, *, fan_in_fan_out: bool = False) -> Float[Tensor, "out fan_in"]:

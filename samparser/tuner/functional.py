@@ -63,8 +63,9 @@ def _use_factors(base: nn.Module, x: Tensor, p: Tensor, whole: Factors, form: Fo
     # Without a gradient nothing is gained. In half precision a weight formed in float32 and rounded once is best.
     if not (torch.is_grad_enabled() and p.requires_grad) or _tensor(base.weight).dtype.itemsize < 4:
         return False
-    # Forward-mode differentiation and tracing know no custom functions.
-    if not torch.compiler.is_compiling() and (torch.jit.is_tracing() or forward_ad._current_level >= 0):
+    # Forward-mode differentiation and tracing know no custom functions. torch has no public name for the former.
+    forward_mode = getattr(forward_ad, "_current_level", -1) >= 0
+    if not torch.compiler.is_compiling() and (torch.jit.is_tracing() or forward_mode):
         return False
     rank, fan_in = whole.vh.shape
     if isinstance(base, nn.Conv2d):
@@ -82,7 +83,7 @@ def adapted_by_sample(base: nn.Module, x: Tensor, term: Factors, *, whole: Facto
     """
     if whole is not None:
         out, fan_in = len(whole.u), whole.vh.shape[1]
-        if whole.rank * (fan_in + out) <= out * fan_in + term.rank * (fan_in + out):
+        if len(whole.vh) * (fan_in + out) <= out * fan_in + len(term.vh) * (fan_in + out):
             return factored(base, x, whole.u, _moved(whole, [term]), whole.vh)
     return base(x) + combine(along(base, x, term.vh), term.u, term.p, None, channels=_channels(base))
 
@@ -91,7 +92,7 @@ def _moved(whole: Factors, terms: Sequence[Factors]) -> Tensor:
     """All coefficients p of a changed weight, (r,), or (N, r) where the change has coefficients for each sample."""
     p = whole.p
     for term in terms:
-        p = p + F.pad(term.p, (0, whole.rank - term.rank))
+        p = p + F.pad(term.p, (0, len(whole.vh) - len(term.vh)))
     return p
 
 

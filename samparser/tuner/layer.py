@@ -83,7 +83,7 @@ class SVDCoefficientLayer(AdapterLayer):
         """
         if self.base_weight.is_meta and not x.is_meta:
             raise ValueError(without_values(self.layer_name, self.base_layer))
-        if self.bases.is_meta and not self.base_weight.is_meta:
+        if self.bases.u.is_meta and not self.base_weight.is_meta:
             self._give_values()
         if not self.training or x.device.type == "cpu":  # Elsewhere the comparison would wait in every step.
             self.follow_copied_weight()
@@ -127,8 +127,9 @@ class SVDCoefficientLayer(AdapterLayer):
 
     def _form(self, adapter_names: Sequence[str]) -> Form:
         """The form that one of the adapters asks for, the first by name; "auto" where none does."""
-        asked = [self.states[name].form for name in self.present(adapter_names)]
-        return next((form for form in asked if form != "auto"), "auto")
+        forms: list[Form] = [self.states[name].form for name in self.present(adapter_names)]
+        asked = [form for form in forms if form != "auto"]
+        return asked[0] if asked else "auto"
 
     # From a projection that was computed before, such as one kept on disk
 

@@ -188,16 +188,17 @@ class SVDCoefficientModel(BaseTuner):
             self._check_merge(adapter_names)
         super().merge_adapter(adapter_names, safe_merge=False)
 
-    def _unload_and_optionally_merge(
-        self,
-        merge: bool = True,
-        progressbar: bool = False,
-        safe_merge: bool = False,
-        adapter_names: list[str] | None = None,
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
     ) -> nn.Module:
-        if merge and safe_merge:
+        """Merge adapters and give the plain model back; see `BaseTuner.merge_and_unload`.
+
+        Raises:
+            ValueError: `safe_merge` is set and a merged weight would not be finite; all weights stay as they were.
+        """
+        if safe_merge:
             self._check_merge(adapter_names)
-        return super()._unload_and_optionally_merge(merge, progressbar, False, adapter_names)
+        return super().merge_and_unload(progressbar=progressbar, safe_merge=False, adapter_names=adapter_names)
 
     def _check_merge(self, adapter_names: list[str] | None) -> None:
         # PEFT checks and merges one layer after another, and an error would leave the model half merged.
@@ -267,6 +268,7 @@ class SVDCoefficientModel(BaseTuner):
         whole = dict(found)
         for name, module in model.named_modules():
             if isinstance(module, AuxiliaryTrainingWrapper):
+                name = name.removeprefix("_fsdp_wrapped_module.")  # FSDP takes it out of the names of tensors.
                 below = {key.removeprefix(f"{name}."): t for key, t in state_dict.items() if key.startswith(f"{name}.")}
                 kept = module.adapter_state_dict(adapter_name, below)
                 whole |= {f"{name}.{key}": tensor for key, tensor in kept.items()}

@@ -13,7 +13,7 @@ from peft.utils import PeftType, register_peft_method
 
 from .config import NAME, PREFIX, SVDCoefficientConfig
 from .model import SVDCoefficientModel
-from .peft_reading import wrap_reading
+from .peft_reading import wrap_reading, wrap_version_check
 
 
 def add_peft_type() -> PeftType:
@@ -67,6 +67,7 @@ def register() -> None:
     if registered != (SVDCoefficientConfig, SVDCoefficientModel, PREFIX):
         raise RuntimeError(_cannot_register(f"after registering, its tables hold {registered}"))
     wrap_reading()
+    wrap_version_check()
 
 
 def _cannot_register(reason: str) -> str:

@@ -102,7 +102,14 @@ def test_weights_that_are_not_those_that_were_saved_are_refused_by_the_tensor(na
     refuse(folder, r"out/\w+\.safetensors is not as it was saved: [12] of \d+ tensors .* first \S+\.")
 
 
-@pytest.mark.parametrize("name", ["lora", "lora-qkv"])
+@pytest.mark.parametrize("change", [exchange, reverse, enlarge, flip_a_bit], ids=lambda change: change.__name__)
+def test_coefficients_that_are_not_those_that_were_saved_are_refused(change, copied):
+    folder = copied("samparser")
+    rewrite(folder, "samparser", change)
+    refuse(folder, r"out/adapter_model\.safetensors is not the file that was saved")
+
+
+@pytest.mark.parametrize("name", ["lora", "lora-qkv", "samparser"])
 def test_weights_changed_on_purpose_are_loaded_where_the_caller_says_so_and_saved_anew(name, copied, tiny_inputs):
     folder = copied(name)
     before = masks(load_trained(make_tiny_sam(), folder), tiny_inputs)
@@ -175,15 +182,15 @@ def test_a_weights_file_that_is_missing_or_a_folder_is_named(name, instead, copi
         ({"peft_type": ["LORA"]}, r"has peft_type \['LORA'\], which PEFT"),
         ({"peft_type": None}, "has peft_type None, which PEFT"),
         ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3}, "has peft_type PROMPT_TUNING, which is for language"),
-        ({"base_model_name_or_path": 3}, "base_model_name_or_path is 3"),
+        ({"base_model_name_or_path": 3}, "base_model_name_or_path"),
         ({"target_modules": 3}, "out"),
         ({"target_modules": ["nothing.like.this"]}, "(?i)target"),
         ({"modules_to_save": [0]}, "out"),
         ({"modules_to_save": 5}, "out"),
         ({"exclude_modules": 7}, "out"),
         ({"rank_pattern": [3]}, "out"),
-        ({"rank_pattern": {"(((": 3}}, r"rank_pattern has '\(\(\(', no regular expression"),
-        ({"target_modules": "(a|a|v)*(.*.*.*.*.*.*.*.*)*x$"}, "target_modules has the regular .* could take for ever"),
+        ({"rank_pattern": {"(((": 3}}, r"rank_pattern='\(\(\(' is .* not a valid one"),
+        ({"target_modules": "(a|a|v)*(.*.*.*.*.*.*.*.*)*x$"}, "target_modules='.*' could take too long to match"),
     ],
     ids=lambda value: next(iter(value), "") if isinstance(value, dict) else "",
 )

@@ -358,3 +358,17 @@ def test_what_stands_in_the_way_is_named_before_anything_is_written(tiny_sam, ti
         with pytest.raises(ValueError, match=rf"{place} is a folder, where a file is to be written"):
             segment(tiny_sam, tiny_processor, given, out, overwrite=True)
         assert tree(out) == {}
+
+
+def test_images_that_lie_in_the_output_folder_are_found_and_its_results_are_not(
+    tiny_sam, tiny_processor, images, tmp_path
+):
+    assert list(find_images([images], tmp_path)) == ["a.png", "sub/b.jpg", "sub/c.png"]
+    assert list(find_images([images], images)) == ["a.png", "sub/b.jpg", "sub/c.png"]
+    for _ in range(2):
+        done = segment(tiny_sam, tiny_processor, [images], images)
+        assert [path.relative_to(images).as_posix() for path in done] == [
+            "masks/a.png",
+            "masks/sub/b.png",
+            "masks/sub/c.png",
+        ]

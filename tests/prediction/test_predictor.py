@@ -1,5 +1,7 @@
 """Masks at original size: equal to transformers' own steps, to one prompt at a time, and under adapters."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -264,3 +266,19 @@ def test_another_image_takes_the_place_of_the_first(tiny_sam, tiny_processor, im
     other = image[:50, ::-1].copy()
     predictor.set_image(other)
     assert np.array_equal(predictor.predict(boxes=BOXES[3:]), predict(tiny_sam, tiny_processor, other, boxes=BOXES[3:]))
+
+
+def test_threads_that_predict_with_one_model_get_the_masks_of_one_at_a_time(tiny_processor):
+    model = adapted(make_tiny_sam()).train()
+    rng = np.random.default_rng(3)
+    pictures = [rng.integers(0, 256, (50 + 5 * number, 70, 3), dtype=np.uint8) for number in range(4)]
+    expected = [predict(model, tiny_processor, picture, boxes=BOXES[3:]) for picture in pictures]
+
+    def work(number):
+        return [predict(model, tiny_processor, pictures[number], boxes=BOXES[3:]) for _ in range(8)]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(work, range(4)))
+    for mask, masks in zip(expected, found, strict=True):
+        assert all(np.array_equal(each, mask) for each in masks)
+    assert model.training

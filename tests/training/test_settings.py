@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
@@ -134,3 +135,10 @@ def test_checkpoints_are_saved_whenever_scores_are_made():
     assert (steps.save_strategy, steps.save_steps, steps.load_best_model_at_end) == ("steps", 3, True)
     never = TrainSettings(eval_strategy="no")
     assert (never.save_strategy, never.load_best_model_at_end) == ("epoch", False)
+
+
+@pytest.mark.parametrize("fields", [{}, {"eval_strategy": "no"}, {"eval_strategy": "steps", "eval_steps": 3}])
+def test_settings_can_be_copied_with_another_value(fields):
+    settings = replace(TrainSettings(**fields), seed=4)
+    expected = {**TrainSettings(**fields).recorded(), "seed": 4}
+    assert {name: settings.recorded()[name] for name in expected} == expected

@@ -23,7 +23,7 @@ from torch import nn
 
 from samparser import SVDCoefficientConfig
 from tests.conftest import make_tiny_sam
-from tests.tuner.models import batch, make, move, output, saved, unchanged, with_adapters
+from tests.tuner.models import ASKS_FOR_NEWER_PEFT, batch, make, move, output, saved, unchanged, with_adapters
 
 
 def damage(folder: Path, how: str) -> None:
@@ -144,9 +144,12 @@ def test_reading_the_configuration_needs_no_weights(tmp_path):
 
 
 def sam_adapter(folder: Path, **choices) -> Path:
-    """The folder of an adapter of a tiny SAM's neck, written by transformers itself."""
-    sam = make_tiny_sam()
-    sam.add_adapter(SVDCoefficientConfig(target_modules=["neck"], **choices))
+    """The folder of an adapter of a tiny SAM's neck, written by transformers itself where it does that."""
+    sam, config = make_tiny_sam(), SVDCoefficientConfig(target_modules=["neck"], **choices)
+    if ASKS_FOR_NEWER_PEFT:
+        sam = get_peft_model(sam, config)
+    else:
+        sam.add_adapter(config)
     move(sam)
     sam.save_pretrained(folder)
     return folder

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from samparser import SVDCoefficientConfig
 from samparser.tuner import functional
 from tests.reference import tuner as reference
-from tests.tuner.models import INPUTS, TARGETS, batch, make, move, output, train
+from tests.tuner.models import INPUTS, OLD_TORCH, TARGETS, batch, make, move, output, train
 from tests.tuner.strategies import LAYERS, adapted, input_for, wrap
 
 # Half precision rounds the weight and the output once each; float32 has to keep the bound that the docs state.
@@ -197,6 +197,7 @@ def test_vmap_over_coefficients_equals_a_loop():
         torch.testing.assert_close(torch.func.vmap(run)(ensemble), expected)
 
 
+@pytest.mark.skipif(OLD_TORCH, reason="torch 2.6 cannot compile the context manager in PeftModel.forward; 2.7 can")
 @pytest.mark.parametrize(("kind", "train_mode"), [("ConvNet", True), ("Mixed", False)])
 def test_a_layer_compiles_without_graph_breaks(kind, train_mode, request):
     model = get_peft_model(make(kind), SVDCoefficientConfig(target_modules=TARGETS[kind]))

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from samparser import SVDCoefficientConfig
 from tests.tuner.models import (
     INPUTS,
+    OLD_TORCH,
     TARGETS,
     batch,
     layers,
@@ -196,6 +197,7 @@ def test_a_model_on_the_gpu_gives_what_it_gave_on_the_cpu(kind, tmp_path):
     torch.testing.assert_close(output(loaded, x.cuda()), output(model, x.cuda()), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.skipif(OLD_TORCH, reason="torch 2.6 cannot export the context manager in PeftModel.forward; 2.7 can")
 def test_an_exported_model_computes_the_same():
     model, x = with_adapters("ConvNet", "a"), batch("ConvNet")
     expected = output(model, x)
@@ -264,6 +266,12 @@ def data_parallel_worker(rank: int, folder: Path) -> None:
         optimizer.step()
     trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
+    torch.save({"buffers": buffers, "trained": trained}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def sharded_worker(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
     sharded = with_adapters("ConvNet", "a")
     before = output(sharded, batch("ConvNet"))
     fully_shard(sharded, mesh=init_device_mesh("cpu", (2,)))
@@ -282,31 +290,44 @@ def data_parallel_worker(rank: int, folder: Path) -> None:
     other.load_state_dict(other.state_dict())
     with torch.no_grad():
         followed = (sharded(batch("ConvNet")) - output(other, batch("ConvNet"))).abs().max().item()
-    results = {"buffers": buffers, "trained": trained, "difference": difference, "saved": saved, "followed": followed}
+    results = {"difference": difference, "saved": saved, "followed": followed}
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the processes are forked, which saves importing torch again")
-def test_two_processes_train_as_one_and_a_sharded_model_saves_whole_coefficients(tmp_path):
-    mp.start_processes(data_parallel_worker, args=(tmp_path,), nprocs=2, start_method="fork")
-    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+FORKED = pytest.mark.skipif(
+    sys.platform != "linux", reason="the processes are forked, which saves importing torch again"
+)
+
+
+def in_two_processes(worker, folder: Path) -> list[dict]:
+    mp.start_processes(worker, args=(folder,), nprocs=2, start_method="fork")
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@FORKED
+def test_two_processes_train_as_one(tmp_path):
     model, x = with_adapters("ConvNet", "a"), batch("ConvNet")
-    whole = get_peft_model_state_dict(model, adapter_name="a")
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    for result in results:
-        assert result["difference"] < 1e-5
-        assert result["followed"] < 1e-5
-        assert result["saved"].keys() == whole.keys()
-        assert all(torch.equal(result["saved"][name], whole[name]) for name in whole)
     for _ in range(2):
         optimizer.zero_grad()
         model(x).square().mean().backward()
         optimizer.step()
-    for result in results:
+    for result in in_two_processes(data_parallel_worker, tmp_path):
         assert result["buffers"] == 0  # DistributedDataParallel would send them around in every step.
         for name, parameter in result["trained"].items():
             torch.testing.assert_close(parameter, model.get_parameter(name).detach(), rtol=1e-4, atol=1e-5)
+
+
+@FORKED
+@pytest.mark.skipif(OLD_TORCH, reason="torch 2.6 shards on accelerators only: its CPU streams have no record_event")
+def test_a_sharded_model_computes_saves_whole_coefficients_and_loads_them(tmp_path):
+    whole = get_peft_model_state_dict(with_adapters("ConvNet", "a"), adapter_name="a")
+    for result in in_two_processes(sharded_worker, tmp_path):
+        assert result["difference"] < 1e-5
+        assert result["followed"] < 1e-5
+        assert result["saved"].keys() == whole.keys()
+        assert all(torch.equal(result["saved"][name], whole[name]) for name in whole)
 
 
 def test_a_model_in_one_fsdp_unit_gives_the_adapters_tensors():

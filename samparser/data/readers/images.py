@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..sample import DataError
 from .paths import check_regular
 
+_STRIP = 1 << 20  # pixels that are converted at a time
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 # EXIF's tag of the orientation, and its values that exchange width and height.
 _ORIENTATION, _QUARTER_TURNS = 0x0112, frozenset({5, 6, 7, 8})
@@ -46,7 +47,9 @@ def open_pixels(path: Path) -> Image.Image | np.ndarray:
                 f"{path} holds 16 bits a channel as CMYK or in a plane for each channel, of which only the upper 8 "
                 f"could be read. Store it as RGB with the channels of a pixel together."
             )
-        high = ImageOps.exif_transpose(picture)
+        picture.load()
+        ImageOps.exif_transpose(picture, in_place=True)  # otherwise a copy, of four bytes a pixel
+        high = picture
         if not deep:
             return high
     with _opened(path) as picture:
@@ -89,7 +92,18 @@ def read_image(path: Path | str) -> np.ndarray:
         if not np.isfinite(values).all():
             raise DataError(f"{path} holds values that are not finite; replace them before training.")
         return stretched(values[:, :, None], 0.1, 99.9)
-    return np.array(pixels.convert("RGB"))
+    return _rgb(pixels)
+
+
+def _rgb(picture: Any) -> np.ndarray:
+    """Return an 8-bit picture as uint8 RGB (H, W, 3), a strip at a time: Pillow's copies have four bytes a pixel."""
+    width, height = picture.size
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    step = max(1, _STRIP // width)
+    for top in range(0, height, step):
+        stop = min(top + step, height)
+        pixels[top:stop] = np.asarray(picture.crop((0, top, width, stop)).convert("RGB"))
+    return pixels
 
 
 def stretched(values: np.ndarray, low_percentile: float, high_percentile: float) -> np.ndarray:

@@ -181,7 +181,7 @@ def _plane(path: Path, place: tuple[Any, ...]) -> np.ndarray:
         if not path.name.endswith(".gz"):
             return np.asanyarray(stored[place])
         return _gunzipped(path, _changed(path))[place] * stored.slope + stored.inter
-    except (OSError, EOFError, ValueError, zlib.error, MemoryError, OverflowError) as error:
+    except (OSError, EOFError, ValueError, IndexError, OverflowError, zlib.error, MemoryError) as error:
         raise DataError(f"{path} is damaged or incomplete: {error}.") from error
 
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from samparser.data import DataError, read_image
+from samparser.data.readers import images
 from samparser.data.readers.images import image_size
 from tests.data.files import picture, save
 
@@ -211,3 +212,12 @@ def test_a_named_pipe_is_refused_and_does_not_wait(tmp_path):
             read(tmp_path / "pipe.png")
         with pytest.raises(DataError, match="is a folder and not a file"):
             read(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK"])
+def test_pictures_of_every_kind_are_converted_in_strips_as_at_once(tmp_path, monkeypatch, mode):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (23, 17, 3), dtype=np.uint8)).convert(mode)
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    picture.save(path)
+    monkeypatch.setattr(images, "_STRIP", 50)
+    assert np.array_equal(read_image(path), np.asarray(Image.open(path).convert("RGB")))
