@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _answer(arguments)
         finally:
-            _flush_output()
+            _write()
     except BrokenPipeError:  # whoever read the output has seen enough: `samparser methods | head`
         _let_output_go()
         return 141
@@ -66,9 +66,10 @@ class _OutputError(Exception):
     """Standard output cannot be written."""
 
 
-def _flush_output() -> None:
+def _write(text: str = "") -> None:
+    """Print a text, and what waits to be printed."""
     try:
-        sys.stdout.flush()
+        print(text, end="", flush=True)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -88,10 +89,10 @@ def _answer(arguments: Sequence[str] | None) -> int:
     if verb is not None:
         return _run(verb, words[len(verb.split()) :], show_traceback="--traceback" in given)
     if words[:1] == ["--version"]:
-        print(f"samparser {metadata.version('samparser')}")
+        _write(f"samparser {metadata.version('samparser')}\n")
         return 0
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_usage())
+        _write(f"{_usage()}\n")
         return 0
     # A verb may have two words. (`samparser._words` knows how to ask, but stands behind torch.)
     near = [name for name in VERBS if name.startswith(words[0])]
