@@ -17,9 +17,8 @@ from samparser.tuner.layer import SVDCoefficientLayer
 OLD_TORCH = Version(torch.__version__) < Version("2.7")
 """torch 2.6 cannot do some things that PEFT and torch's sharding need; the tests of these say so."""
 
-ASKS_FOR_NEWER_PEFT = Version(transformers.__version__) >= Version("5.24") and Version(peft.__version__) < Version(
-    "0.22"
-)
+transformers_at_hand, peft_at_hand = Version(transformers.__version__), Version(peft.__version__)
+ASKS_FOR_NEWER_PEFT = transformers_at_hand >= Version("5.24") and peft_at_hand < Version("0.22")
 SKIP_NEWER_PEFT = pytest.mark.skipif(
     ASKS_FOR_NEWER_PEFT,
     reason="transformers 5.24 asks for peft 0.22, which is not out, in its own add_adapter, set_adapter and saving",

@@ -23,7 +23,7 @@ from torch import nn
 
 from samparser import SVDCoefficientConfig
 from tests.conftest import make_tiny_sam
-from tests.tuner.models import ASKS_FOR_NEWER_PEFT, batch, make, move, output, saved, unchanged, with_adapters
+from tests.tuner.models import ASKS_FOR_NEWER_PEFT, batch, layers, make, move, output, saved, unchanged, with_adapters
 
 
 def damage(folder: Path, how: str) -> None:
@@ -193,7 +193,7 @@ def test_transformers_own_loading_refuses_damaged_files_before_it_touches_the_mo
     assert [type(module) for module in sam.modules()] == [type(module) for module in twin.modules()]
     assert all(torch.equal(p, twin.get_parameter(name)) for name, p in sam.named_parameters())
     sam.load_adapter(sam_adapter(tmp_path / "good"))
-    assert sam.active_adapters() == ["default"]
+    assert [layer.active_adapters for layer in layers(sam)] == [["default"]] * 2
 
 
 @pytest.mark.parametrize("value", [float("nan"), "wider"])
