@@ -175,9 +175,10 @@ class Workers:
 
     def _end_processes(self) -> None:
         """End the running cells at once, where the program was stopped; what they wrote is whole or not there."""
-        # `ProcessPoolExecutor.terminate_workers` does this from Python 3.14 on.
+        # `ProcessPoolExecutor.kill_workers` does this from Python 3.14 on. Not `terminate`: a cell in training answers
+        # that in its own time, and then waits for good for a lock that one ended beside it took along.
         for process in list((getattr(self._pool, "_processes", None) or {}).values()):
-            process.terminate()
+            process.kill()
 
     def _shut_down(self) -> None:
         if self._pool is not None:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft import PeftModel
 from torch import nn
 
 from samparser._files import write_text
@@ -93,7 +94,8 @@ def draw_figures(
     if any("loss" in row for row in folder.rows()):
         written.append(score_curves(folder.log, folder.figures / "curves.png"))
     if any(True for _ in coefficient_parameters(model)):
-        pairs = coefficients(model)
+        adapter = model.active_adapters[0] if isinstance(model, PeftModel) else "default"
+        pairs = coefficients(model, adapter)
         before, after = ({name: pair[side].cpu() for name, pair in pairs.items()} for side in (0, 1))
         # Beyond a handful of layers the panels are too narrow to read.
         if len(pairs) <= 6:

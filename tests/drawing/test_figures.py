@@ -20,7 +20,7 @@ def test_figures_leave_pyplot_and_its_window_system_alone(tmp_path):
 def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r'Drawing figures needs matplotlib.*pip install "samparser\[train\]"'):
+    with pytest.raises(ImportError, match=r'Drawing figures needs matplotlib.*pip install "matplotlib>=3\.8"'):
         side_by_side(*example(), {"tuned": example()[1]}, tmp_path / "x.png")
 
 

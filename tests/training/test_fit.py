@@ -221,7 +221,7 @@ def test_the_best_checkpoint_is_what_is_saved(run_tiny):
 def test_the_best_checkpoint_is_saved_of_an_adapter_with_a_name_too(run_tiny):
     config = SVDCoefficientConfig(target_modules=["neck"], modules_to_save=["mask_decoder"])
     model = get_peft_model(make_tiny_sam(), config, adapter_name="cells")
-    fields = {"num_train_epochs": 3, "learning_rate": 5e-2, "coefficient_lr": 5e-2, "with_eval": True}
+    fields = {"num_train_epochs": 3, "learning_rate": 1e-3, "coefficient_lr": 1e-2, "with_eval": True}
     result, _ = run_tiny(model=model, **fields)
     rows = [row["eval_miou"] for row in result.folder.rows() if "eval_miou" in row]
     assert rows[-1] < max(rows), "the last evaluation must not be the best for this test to say anything"
