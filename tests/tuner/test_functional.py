@@ -13,6 +13,7 @@ from samparser.tuner import adapter_layer, functional
 from samparser.tuner.factors import Factors, factorize
 from samparser.tuner.functional import cheaper_form, combine, factored
 from tests.reference.functional import adapted_weight, layer_output, three_layers
+from tests.tuner.models import OLD_TORCH
 
 TOLERANCE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.float64: {"rtol": 1e-10, "atol": 1e-12}}
 
@@ -274,6 +275,8 @@ def test_half_precision_weights_are_rebuilt():
 
 @pytest.mark.parametrize("form", ["factored", "rebuilt"])
 def test_a_layer_compiles_into_one_graph(form, generator, monkeypatch):
+    if OLD_TORCH and form == "factored":
+        pytest.skip("torch 2.6 cannot trace is_contiguous in the backward pass of a custom function; 2.7 can")
     # The test run's checks of shapes are no part of the library, and no compiler looks through them.
     for module, name in [(functional, "weight_change"), (functional, "unfold"), (adapter_layer, "tie_change")]:
         checked = getattr(module, name)
