@@ -59,10 +59,11 @@ class SquareImageProcessor:
         ValueError: The size is no square, or a setting is not possible.
 
     Example:
+        >>> import numpy as np
         >>> images = SquareImageProcessor(8)
-        >>> encoded = images(np.full((3, 5, 3), 255, dtype=np.uint8))
+        >>> encoded = images(np.full((4, 5, 3), 255, dtype=np.uint8))
         >>> tuple(encoded["pixel_values"].shape), encoded["original_sizes"].tolist()
-        ((1, 3, 8, 8), [[3, 5]])
+        ((1, 3, 8, 8), [[4, 5]])
     """
 
     model_input_names = ("pixel_values",)
@@ -113,13 +114,13 @@ class SquareImageProcessor:
             )
         if self.do_min_max and self.do_normalize:
             raise ValueError(
-                "do_min_max brings the values to 0 .. 1 in place of mean and standard deviation: set do_normalize=False."
+                "do_min_max scales to 0 .. 1 in place of mean and standard deviation: set do_normalize=False."
             )
         if self.image_processor_type == OWN_TYPE and not self.do_min_max:
             self.image_processor_type = "Sam2ImageProcessor"
         if self.image_processor_type not in (*PROCESSOR_CLASSES, OWN_TYPE):
             raise ValueError(
-                f"image_processor_type must be one of {', '.join(PROCESSOR_CLASSES)}; got {self.image_processor_type!r}."
+                f"image_processor_type must be {' or '.join(PROCESSOR_CLASSES)}; got {self.image_processor_type!r}."
             )
 
     def __call__(
@@ -131,8 +132,8 @@ class SquareImageProcessor:
         """Return what the model takes, and the sizes that masks are brought back to.
 
         Args:
-            images: A Pillow image, or an array or tensor, uint8 RGB (H, W, 3) or (3, H, W); or a list or a batch (4 axes)
-                of them. Grey images may lack the channels.
+            images: A Pillow image, or an array or tensor, uint8 RGB (H, W, 3) or (3, H, W); or a list of them, or a
+                batch of four axes. Grey images may lack the channels.
             return_tensors: "pt"; there are only tensors.
             input_data_format: Where the channels are. None: where there are three.
 
@@ -311,7 +312,7 @@ class SquareProcessor:
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> SquareProcessor:
-        """Read a processor from a folder or from the hub; errors are those of `SquareImageProcessor.from_pretrained`."""
+        """Read a processor from a folder or the hub; errors are those of `SquareImageProcessor.from_pretrained`."""
         return cls(SquareImageProcessor.from_pretrained(source))
 
     def save_pretrained(self, folder: str | Path) -> list[str]:
