@@ -105,6 +105,26 @@ class SamPredictor:
             x, y, mask = resizer.mask(plane, threshold)
             yield CroppedMask.of(mask, (x, y), self._size)
 
+    @property
+    def resizer(self) -> MaskResizer:
+        """The way from the logits of `candidates` to the image's own size."""
+        return MaskResizer(self._images, self._size)
+
+    def candidates(self, points: np.ndarray, *, batch: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield three masks for each single point on an object, as the mask decoder gives them, in batches.
+
+        Args:
+            points: (N, 2), (x, y) in pixels of the original image.
+            batch: Points decoded at a time.
+
+        Returns:
+            For n points logits (3 n, h, w) on the model's device, point by point, and the IoU that the model expects of
+            each, float32 (3 n,) on the CPU.
+        """
+        prompts, number = self._prompts(None, points[:, None], None, batch)
+        for logits, expected in self._decoded(prompts, number, batch, multimask=True):
+            yield logits.flatten(0, 1), expected.flatten().float().cpu()
+
     @overload
     def predict(
         self,
@@ -207,14 +227,21 @@ class SamPredictor:
 
     def _decode(self, prompts: dict[str, Tensor], number: int, batch: int) -> Iterator[Tensor]:
         """Yield logits (h, w) at the size of the resized image for one prompt after another, decoded in batches."""
+        resizer = self.resizer
+        for batched, _ in self._decoded(prompts, number, batch, multimask=False):
+            for logits in batched:
+                yield resizer.to_input(logits)[0]
+
+    def _decoded(
+        self, prompts: dict[str, Tensor], number: int, batch: int, *, multimask: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield logits (n, M, h, w) and expected IoUs (n, M) of n prompts at a time, M = 3 or 1 masks for each."""
         assert self._encoder is not None
-        resizer = MaskResizer(self._images, self._size)
         for start in range(0, number, batch):
             chunk = {name: tensor[:, start : start + batch] for name, tensor in prompts.items()}
             with evaluating(self._model):  # not around the yield: the caller's own mode and gradients are its own
-                output = self._sam(image_embeddings=self._encoder.embed(), multimask_output=False, **chunk)
-            for logits in output.pred_masks[0]:
-                yield resizer.to_input(logits)[0]
+                output = self._sam(image_embeddings=self._encoder.embed(), multimask_output=multimask, **chunk)
+            yield output.pred_masks[0], output.iou_scores[0]
 
 
 def narrow(height: int, width: int, target: int) -> str:
