@@ -117,7 +117,7 @@ class FeatureCache:
         encoder = self._sam.vision_encoder
         weight = next(encoder.parameters())
         pixels = self._images(image, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
-        with evaluating(self._model), catching_neck_input(encoder) as entered:
+        with evaluating(self._model), catching_neck_input(encoder.neck) as entered:
             embedding = encoder(pixels.to(weight.device, weight.dtype)).last_hidden_state[0]
         tokens = entered[0][0]
         if self.form == "embedding":

@@ -76,7 +76,7 @@ class SharedEncoder:
         kept_state, entering = self._kept.get("entering the neck", (None, None))
         if entering is not None and kept_state == state:
             return encoder.neck(entering)
-        with catching_neck_input(encoder) as caught:
+        with catching_neck_input(encoder.neck) as caught:
             embeddings = self._sam.get_image_embeddings(pixel_values)
         self._kept["entering the neck"] = (state, caught[0])
         return embeddings

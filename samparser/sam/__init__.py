@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .families import FAMILIES, Family, count_coefficients, neck_targets
+from .families import FAMILIES, Family, count_coefficients, family_of, neck_targets, register_family
+from .frame import Frame, Padded, Squashed, frame_of
 from .lean import lean_decoder
 from .loading import default_processor, load_sam
 from .wrapped import EncoderChanges, changes_before_neck, image_processor, plain_model
@@ -11,12 +12,18 @@ __all__ = [
     "FAMILIES",
     "EncoderChanges",
     "Family",
+    "Frame",
+    "Padded",
+    "Squashed",
     "changes_before_neck",
     "count_coefficients",
     "default_processor",
+    "family_of",
+    "frame_of",
     "image_processor",
     "lean_decoder",
     "load_sam",
     "neck_targets",
     "plain_model",
+    "register_family",
 ]

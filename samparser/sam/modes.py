@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 # Threads may evaluate one model at the same time: a module gets its own mode back when the last one is done.
 _lock = threading.Lock()
@@ -39,16 +39,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def catching_neck_input(encoder: Any) -> Iterator[list[Tensor]]:
-    """Collect what enters the neck of an image encoder in the forwards that this thread makes inside the block."""
-    caught: list[Tensor] = []
+def catching_neck_input(neck: nn.Module) -> Iterator[list[Any]]:
+    """Collect what enters a neck in the forwards that this thread makes inside the block."""
+    caught: list[Any] = []
     thread = threading.get_ident()
 
-    def catch(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    def catch(_: nn.Module, arguments: tuple[Any, ...]) -> None:
         if threading.get_ident() == thread:  # a hook sees the forwards of every thread
             caught.append(arguments[0])
 
-    handle = encoder.neck.register_forward_pre_hook(catch)
+    handle = neck.register_forward_pre_hook(catch)
     try:
         yield caught
     finally:

@@ -52,7 +52,7 @@ def test_a_model_stays_in_eval_mode_until_the_last_thread_is_done():
 def test_only_the_own_threads_forwards_are_caught(tiny_sam):
     encoder = tiny_sam.vision_encoder
     one, two = torch.zeros(1, 3, 64, 64), torch.ones(1, 3, 64, 64)
-    with torch.no_grad(), catching_neck_input(encoder) as caught:
+    with torch.no_grad(), catching_neck_input(encoder.neck) as caught:
         thread = threading.Thread(target=encoder, args=(two,))
         thread.start()
         thread.join()
