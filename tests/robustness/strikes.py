@@ -33,9 +33,9 @@ class Strike:
 
     Args:
         folder: Changes below it count, those elsewhere do not.
-        kind: "count" only counts; "kill" ends the process before the n-th change; "tear" does so and leaves half of what
-            was written last, a file or what was appended to it; "term" and "interrupt" send the signal of `kill` and of Ctrl-C; "full" refuses
-            whatever needs space from the n-th change on, and "denied" every change.
+        kind: "count" only counts; "kill" ends the process before the n-th change; "tear" does so and leaves half of
+            what was written last, a file or what was appended to it; "term" and "interrupt" send the signal of `kill`
+            and of Ctrl-C; "full" refuses whatever needs space from the n-th change on, and "denied" every change.
         at: n, from 0.
     """
 
