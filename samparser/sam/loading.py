@@ -106,13 +106,14 @@ def _check_json(folder: Path) -> None:
 
 
 def _load_error(source: str, local: bool, error: Exception) -> OSError:
+    why = str(error).rstrip(".")
     if local:
         return OSError(
-            f"The checkpoint in {source} cannot be read: {error} A complete folder has config.json and "
+            f"The checkpoint in {source} cannot be read: {why}. A complete folder has config.json and "
             "model.safetensors, as save_pretrained writes them; pickled .bin weights are not read."
         )
     return OSError(
-        f"{source} is no local folder, and could not be fetched from the Hugging Face hub: {error} Check the spelling "
+        f"{source} is no local folder, and could not be fetched from the Hugging Face hub: {why}. Check the spelling "
         "and the connection. Offline (or with HF_HUB_OFFLINE=1) give the folder of a downloaded checkpoint instead. "
         "For an adapter on the hub, load its base model here, then the adapter with PeftModel.from_pretrained."
     )
