@@ -130,7 +130,13 @@ class Family(ABC):
                 f"{source} is incomplete: {len(missing)} tensors of {self.model_class} are not in it, first "
                 f"{shortened(missing, 3)}. They would start random and ruin every mask."
             )
+        # A checkpoint that serves several classes may name another one's type.
+        model.config.model_type = self.model_types[0]
         return model.eval()
+
+    def neck_of(self, model: nn.Module) -> str:
+        """Return `neck`, narrowed to the convolutions that have a part in a model's masks."""
+        return self.neck
 
     def encode(self, model: nn.Module, pixel_values: Tensor) -> Features:
         """Return what enters the neck, without gradients and with the whole model in eval mode.
@@ -142,7 +148,7 @@ class Family(ABC):
         plain: Any = plain_model(model)
         with evaluating(plain), catching_neck_input(plain.get_submodule(self.neck_name)) as entered:
             plain.get_image_embeddings(pixel_values)
-        return entered[0] if isinstance(entered[0], tuple) else (entered[0],)
+        return (entered[0],) if isinstance(entered[0], Tensor) else tuple(entered[0])
 
     @abstractmethod
     def embed(self, model: nn.Module, features: Features) -> dict[str, Any]:
@@ -175,6 +181,10 @@ class Family(ABC):
         Nothing to do for families whose eval mode takes the same head as training.
         """
         return nullcontext()
+
+    def keep_single_mask(self, model: nn.Module) -> bool:
+        """Make what `single_mask` does a model's own setting, in its config too, and return whether that changed it."""
+        return False
 
     @abstractmethod
     def upstream(self, model: nn.Module) -> dict[str, nn.Module | nn.Parameter]:
