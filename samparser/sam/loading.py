@@ -6,7 +6,7 @@ import json
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,12 +19,9 @@ from .frame import Padded, frame_of
 from .gated import no_access
 from .wrapped import image_processor
 
-if TYPE_CHECKING:
-    from transformers import SamModel, SamProcessor
 
-
-def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> tuple[SamModel, SamProcessor]:
-    """Load a SAM checkpoint and its processor.
+def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+    """Load a checkpoint of a SAM family and its processor.
 
     Args:
         name_or_path: A local folder, or a name on the Hugging Face hub such as "facebook/sam-vit-base". Names that
@@ -32,13 +29,13 @@ def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> t
         dtype: Floating-point type of the weights; None keeps that of the checkpoint.
 
     Returns:
-        The model in eval mode, and its processor. A folder without a processor gets SAM's usual one for the model's
-        input size, with a warning.
+        The model in eval mode, of the class of its family in transformers, and its processor. A folder without a
+        processor gets the family's usual one for the model's input size, with a warning.
 
     Raises:
         FileNotFoundError: There is no such folder, and it can be no name on the hub.
-        ValueError: What is there is no SAM checkpoint: a PEFT adapter, another architecture, an incomplete checkpoint,
-            or a processor for another input size.
+        ValueError: What is there is no checkpoint of a SAM family: a PEFT adapter, another architecture, an incomplete
+            checkpoint, or a processor for another input size.
         OSError: The hub could not be reached or gives no access, or files are missing or damaged.
         ImportError: The model needs a package that is not installed: EdgeTAM needs timm.
     """

@@ -25,7 +25,7 @@ class Sam(Family):
     neck = r"vision_encoder\.neck\.conv[12]"
     coefficients: ClassVar = {"base": 512, "large": 512, "huge": 512}
     checkpoints: ClassVar = {f"facebook/sam-vit-{size}": "Apache-2.0" for size in ("base", "large", "huge")}
-    embeds_with_neck_alone = True
+    pointwise_first = "vision_encoder.neck.conv1"
 
     def frame(self, model_or_config: Any) -> Frame:
         """Return the padded frame of the image encoder's size."""
@@ -72,6 +72,11 @@ class Sam(Family):
         vision = config.vision_config
         side = vision.image_size // vision.patch_size
         return [(side, side, vision.hidden_size)]
+
+    def embedding_shape(self, config: Any) -> tuple[int, ...] | None:
+        """Return (C, h, w): a third of the features for ViT-B."""
+        (height, width, _), *_ = self.feature_shapes(config)
+        return config.vision_config.output_channels, height, width
 
     def attention_layers(self, model: nn.Module) -> Sequence[AttentionSite]:
         """Return the attention of every transformer layer; queries, keys and values come from one layer, `qkv`."""

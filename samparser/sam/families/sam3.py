@@ -26,7 +26,8 @@ class Sam3Tracker(Sam2):
     neck = r"vision_encoder\.neck\.fpn_layers\.\d+\.proj[12]"
     coefficients: ClassVar = {"default": 1536}
     checkpoints: ClassVar = {"facebook/sam3": "SAM License, after Meta gave access"}
-    image_mean = image_std = HALF
+    image_mean: ClassVar = HALF
+    image_std: ClassVar = HALF
     image_processor_type = "Sam3ImageProcessor"
 
     def neck_of(self, model: nn.Module) -> str:

@@ -21,7 +21,6 @@ class SamHQ(Sam):
     model_class = "SamHQModel"
     processor_class = "SamHQProcessor"
     checkpoints: ClassVar = {f"syscv-community/sam-hq-vit-{size}": "Apache-2.0" for size in ("base", "large", "huge")}
-    embeds_with_neck_alone = False
 
     def encode(self, model: nn.Module, pixel_values: Tensor) -> Features:
         """Return what enters the neck and, of the layers of global attention, what the first one gives.
@@ -70,6 +69,10 @@ class SamHQ(Sam):
         vision = config_of(config).vision_config
         has_global = any(index < vision.num_hidden_layers for index in vision.global_attn_indexes)
         return super().feature_shapes(config) * (2 if has_global else 1)
+
+    def embedding_shape(self, config: Any) -> tuple[int, ...] | None:
+        """Return None: the decoder takes more than the embeddings."""
+        return None
 
 
 def _first_global_layer(model: nn.Module) -> nn.Module | None:
