@@ -31,7 +31,7 @@ class Sam2(Family):
         image_processor_type: transformers' class that the usual processor is saved as.
     """
 
-    model_types = ("sam2", "sam2_video")
+    model_types: ClassVar[tuple[str, ...]] = ("sam2", "sam2_video")
     model_class = "Sam2Model"
     processor_class = "Sam2Processor"
     neck = r"vision_encoder\.neck\.convs\.\d+"

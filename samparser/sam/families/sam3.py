@@ -20,7 +20,7 @@ class Sam3Tracker(Sam2):
     Published in one checkpoint with the detector of `Sam3Model`, which is left out, as the memory for videos is.
     """
 
-    model_types = ("sam3_tracker", "sam3_tracker_video", "sam3_video")
+    model_types: ClassVar = ("sam3_tracker", "sam3_tracker_video", "sam3_video")
     model_class = "Sam3TrackerModel"
     processor_class = "Sam3TrackerProcessor"
     neck = r"vision_encoder\.neck\.fpn_layers\.\d+\.proj[12]"
