@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from .config import SVDCoefficientConfig
 from .layer import Conv2d, Linear, SVDCoefficientLayer
-from .model import SVDCoefficientModel, coefficient_parameters, coefficients
+from .learnt import coefficient_parameters, coefficients
+from .model import SVDCoefficientModel
 from .registration import register
 
 register()
