@@ -1,4 +1,4 @@
-"""The tuner: SVD coefficients as a PEFT method for any model with Linear and Conv2d layers.
+"""The tuner: SVD coefficients as a PEFT method for any model with Linear, Conv2d and ConvTranspose2d layers.
 
 Importing this package registers the method with PEFT.
 """
@@ -6,7 +6,7 @@ Importing this package registers the method with PEFT.
 from __future__ import annotations
 
 from .config import SVDCoefficientConfig
-from .layer import Conv2d, Linear, SVDCoefficientLayer
+from .layer import Conv2d, ConvTranspose2d, Linear, SVDCoefficientLayer
 from .learnt import coefficient_parameters, coefficients
 from .model import SVDCoefficientModel
 from .registration import register
@@ -15,6 +15,7 @@ register()
 
 __all__ = [
     "Conv2d",
+    "ConvTranspose2d",
     "Linear",
     "SVDCoefficientConfig",
     "SVDCoefficientLayer",

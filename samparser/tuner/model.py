@@ -18,7 +18,7 @@ from .adapter_file import check_adapter_file, check_layers, check_tensors
 from .base_record import Match, match_base, report
 from .config import COMPILED, PREFIX, SVDCoefficientConfig, hash_of_weights
 from .factors import free_coefficients
-from .layer import BASE, Conv2d, Linear, SVDCoefficientLayer
+from .layer import BASE, Conv2d, ConvTranspose2d, Linear, SVDCoefficientLayer
 from .targets import UnsupportedModuleError, refuse_offloaded, resolve_targets, unsupported_reason
 from .weighted_adapter import check_sum, config_of_sum, fill_sum
 
@@ -138,6 +138,8 @@ class SVDCoefficientModel(BaseTuner):
     def _new_layer(self, config: SVDCoefficientConfig, base: nn.Module, name: str, match: Match) -> SVDCoefficientLayer:
         if isinstance(base, nn.Conv2d):
             return Conv2d(base, name, match)
+        if isinstance(base, nn.ConvTranspose2d):
+            return ConvTranspose2d(base, name, match)
         return Linear(base, name, match, fan_in_fan_out=_fan_in_fan_out(config, base))
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
