@@ -13,6 +13,7 @@ The singular values of W are those of the layer itself. All published SAMs enlar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,8 +24,9 @@ COST_OF_A_PRODUCT = 2.0
 
 def with_kernel(base: nn.ConvTranspose2d, x: Tensor, kernel: Tensor, output_size: Sequence[int] | None) -> Tensor:
     """Compute the output of a transposed convolution with another kernel, (in, out/groups, kh, kw)."""
-    padding = _output_padding(base, x, output_size)
-    return F.conv_transpose2d(x, kernel, base.bias, base.stride, base.padding, padding, base.groups, base.dilation)
+    added = _output_padding(base, x, output_size)
+    geometry = (base.stride, _pair(base.padding), added, base.groups, base.dilation)
+    return F.conv_transpose2d(x, kernel, base.bias, *geometry)
 
 
 def gives_blocks(base: nn.ConvTranspose2d, x: Tensor, output_size: Sequence[int] | None = None) -> bool:
@@ -43,8 +45,12 @@ def _output_padding(base: nn.ConvTranspose2d, x: Tensor, output_size: Sequence[i
         ValueError: The layer cannot give an output of that size.
     """
     size = None if output_size is None else list(output_size)
-    stride, padding, kernel, dilation = map(list, (base.stride, base.padding, base.kernel_size, base.dilation))
+    stride, padding, kernel, dilation = map(_pair, (base.stride, base.padding, base.kernel_size, base.dilation))
     return list(base._output_padding(x, size, stride, padding, kernel, 2, dilation))
+
+
+def _pair(numbers: Any) -> list[int]:
+    return [int(number) for number in numbers]
 
 
 def rows_of_blocks(
@@ -61,7 +67,7 @@ def rows_of_blocks(
     area = base.kernel_size[0] * base.kernel_size[1]
     if not channels_last:
         return vh.T, None if bias is None else bias.repeat_interleave(area)
-    rows = vh.view(len(vh), -1, area).permute(2, 1, 0).reshape(-1, len(vh))
+    rows = vh.view(len(vh), base.out_channels, area).permute(2, 1, 0).reshape(-1, len(vh))
     return rows, None if bias is None else bias.repeat(area)
 
 
@@ -70,13 +76,13 @@ def in_place(base: nn.ConvTranspose2d, blocks: Tensor, *, channels_last: bool) -
 
     The result has its channels last in memory where `channels_last` says so.
     """
-    kh, kw = base.kernel_size
+    (kh, kw), out = base.kernel_size, base.out_channels
     *batch, _, height, width = blocks.shape
     if channels_last:
-        split = blocks.movedim(-3, -1).reshape(*batch, height, width, kh, kw, -1).transpose(-3, -4)
-        return split.reshape(*batch, height * kh, width * kw, -1).movedim(-1, -3)
-    split = blocks.reshape(*batch, -1, kh, kw, height, width).movedim((-4, -3), (-3, -1))
-    return split.reshape(*batch, -1, height * kh, width * kw)
+        split = blocks.movedim(-3, -1).reshape(*batch, height, width, kh, kw, out).transpose(-3, -4)
+        return split.reshape(*batch, height * kh, width * kw, out).movedim(-1, -3)
+    split = blocks.reshape(*batch, out, kh, kw, height, width).movedim((-4, -3), (-3, -1))
+    return split.reshape(*batch, out, height * kh, width * kw)
 
 
 def has_channels_last(x: Tensor) -> bool:
