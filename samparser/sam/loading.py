@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from samparser._untrusted import read_json, shown
 from samparser._words import shortened
 
 from .families.base import IncompleteCheckpointError
@@ -18,6 +18,8 @@ from .families.registry import FAMILIES, family_of, known_families, no_family, t
 from .frame import Padded, frame_of
 from .gated import no_access
 from .wrapped import image_processor
+
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
@@ -48,10 +50,12 @@ def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> t
         source = str(folder)
     _check_source(source, folder)
     try:
+        if local:
+            _check_json(folder)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except ImportError as error:  # EdgeTAM's config asks for timm
         raise ImportError(f"{source} needs a package that is not installed: {' '.join(str(error).split())}") from error
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # what a file holds in the place of a number or a list ends anywhere in transformers
         raise _load_error(source, local, error) from error
     family = FAMILIES.get(config.model_type)
     if family is None:
@@ -88,13 +92,21 @@ def _check_source(source: str, folder: Path) -> None:
         return
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
-        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") or "its base model"
+        fields = read_json(adapter)
+        base = (isinstance(fields, dict) and fields.get("base_model_name_or_path")) or "its base model"
         raise ValueError(
             f"{source} is a PEFT adapter, not a model. Load its base model first, load_sam({base!r}), then put the "
             f"adapter on it: PeftModel.from_pretrained(model, {source!r}), after import samparser."
         )
     content = shortened(sorted(entry.name for entry in folder.iterdir()), 8)
     raise ValueError(f"{source} is not a model folder: it has no config.json. It holds {content}.")
+
+
+def _check_json(folder: Path) -> None:
+    """Refuse files of a checkpoint that hold no fields; transformers' own error over them names none."""
+    for path in (folder / name for name in ("config.json", *_PROCESSOR_FILES)):
+        if path.is_file() and not isinstance(content := read_json(path), dict):
+            raise ValueError(f"{path} holds {shown(content)} and no fields.")
 
 
 def _load_error(source: str, local: bool, error: Exception) -> OSError:
@@ -113,8 +125,7 @@ def _load_error(source: str, local: bool, error: Exception) -> OSError:
 
 
 def _load_processor(source: str, local: bool, model: nn.Module) -> Any:
-    processor_files = ("preprocessor_config.json", "processor_config.json")
-    if local and not any((Path(source) / name).is_file() for name in processor_files):
+    if local and not any((Path(source) / name).is_file() for name in _PROCESSOR_FILES):
         warnings.warn(
             f"{source} has no preprocessor_config.json; using SAM's usual processor for "
             f"{family_of(model).frame(model).size} pixels. Save the processor beside the model to fix what it does.",
@@ -123,8 +134,8 @@ def _load_processor(source: str, local: bool, model: nn.Module) -> Any:
         return default_processor(model)
     try:
         processor = family_of(model).processor(source, model)
-    except (OSError, ValueError, KeyError) as error:
-        raise _load_error(source, local, error) from error
+    except Exception as error:
+        raise _load_error(source, local, ValueError(f"its processor: {error}")) from error
     check_processor(model, processor)
     return processor
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import AttentionSite, Family, Features, IncompleteCheckpointError, Rows
+from .base import AttentionSite, Family, Features, IncompleteCheckpointError, Rows, config_of
 from .edgetam import EdgeTam
 from .necks import count_coefficients, neck_targets
 from .registry import FAMILIES, family_of, register_family
@@ -23,6 +23,7 @@ __all__ = [
     "Sam2",
     "Sam3Tracker",
     "SamHQ",
+    "config_of",
     "count_coefficients",
     "family_of",
     "neck_targets",
