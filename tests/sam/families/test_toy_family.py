@@ -1,83 +1,33 @@
-"""A new family is one class: this one's model is two convolutions, and its masks are products with embedded boxes."""
+"""A new family is one class: that of docs/extending.md, whose code is run as it stands."""
 
-from types import SimpleNamespace
+import re
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
 from peft import get_peft_model
-from torch import nn
 
-from samparser.sam import (
-    FAMILIES,
-    SquareImageProcessor,
-    Squashed,
-    count_coefficients,
-    family_of,
-    neck_targets,
-    register_family,
-)
-from samparser.sam.families import Family, config_of
+from samparser.sam import FAMILIES, count_coefficients, family_of, neck_targets
 from samparser.tuner import SVDCoefficientConfig
 
+PAGE = (Path(__file__).parents[3] / "docs" / "extending.md").read_text("utf-8")
+CODE = re.search(r'^```python title="my_family.py"\n(.*?)^```$', PAGE, re.MULTILINE | re.DOTALL)[1]
 PIXELS = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 BOXES = {"input_boxes": torch.tensor([[[1.0, 2.0, 9.0, 8.0]]] * 2)}
 
 
-class ToyModel(nn.Module):
-    """Pixels, a trunk, a neck, and one mask for each box."""
-
-    def __init__(self):
-        super().__init__()
-        self.config = SimpleNamespace(model_type="toy", image_size=16)
-        self.trunk = nn.Conv2d(3, 6, 4, stride=4)
-        self.neck = nn.Conv2d(6, 4, 1)
-        self.box = nn.Linear(4, 4)
-
-    def get_image_embeddings(self, pixel_values):
-        return self.neck(self.trunk(pixel_values).relu())
-
-    def forward(self, pixel_values=None, image_embeddings=None, input_boxes=None, multimask_output=False):
-        if image_embeddings is None:
-            image_embeddings = self.get_image_embeddings(pixel_values)
-        masks = torch.einsum("bnc,bchw->bnhw", self.box(input_boxes / 16), image_embeddings)[:, :, None]
-        return SimpleNamespace(pred_masks=masks, iou_scores=masks.mean((-1, -2)))
-
-
-class Toy(Family):
-    """The family of `ToyModel`."""
-
-    model_types = ("toy",)
-    model_class = "ToyModel"
-    processor_class = "ToyProcessor"
-    neck = r"neck"
-    neck_name = "neck"
-
-    def frame(self, model_or_config):
-        return Squashed(config_of(model_or_config).image_size)
-
-    def processor(self, source, model):
-        return SquareImageProcessor(self.frame(model).size)
-
-    def embed(self, model, features):
-        return {"image_embeddings": model.get_submodule("neck")(features[0])}
-
-    def upstream(self, model):
-        return {"trunk": model.get_submodule("trunk")}
-
-    def feature_shapes(self, config):
-        return [(6, config.image_size // 4, config.image_size // 4)]
-
-
 @pytest.fixture
-def toy():
-    register_family(Toy())
-    yield ToyModel()
+def toy(tmp_path):
+    (tmp_path / "my_family.py").write_text(CODE, encoding="utf-8")
+    page = runpy.run_path(str(tmp_path / "my_family.py"))
+    yield page["ToyModel"]()
     del FAMILIES["toy"]
 
 
 def test_a_registered_family_answers_for_its_models(toy):
     family = family_of(toy)
-    assert isinstance(family, Toy)
+    assert type(family).__name__ == "Toy"
     features = family.encode(toy, PIXELS)
     assert [tuple(tensor.shape[1:]) for tensor in features] == family.feature_shapes(toy.config)
     logits, _ = family.decode(toy, family.embed(toy, features), BOXES)
@@ -93,3 +43,7 @@ def test_its_neck_is_tuned_by_coefficients(toy):
     family = family_of(model)
     family.decode(model, family.embed(model, family.encode(model, PIXELS)), BOXES)[0].mean().backward()
     assert [p.grad.shape for p in model.parameters() if p.requires_grad] == [(4,)]
+
+
+def test_a_family_and_its_model_take_about_60_lines():
+    assert len(CODE.splitlines()) <= 64
