@@ -54,7 +54,8 @@ AutoModel.register(TinyStagesConfig, TinyStages)
 
 
 def _sam_hq(seed: int) -> nn.Module:
-    parts = tiny_sam_config().to_dict()
+    # The first layer has global attention: what it gives is not what enters the neck.
+    parts = tiny_sam_config(global_attn_indexes=[0]).to_dict()
     decoder = parts["mask_decoder_config"] | {"vit_dim": 24, "model_type": "sam_hq_mask_decoder"}
     config = transformers.SamHQConfig(
         vision_config={name: value for name, value in parts["vision_config"].items() if name != "model_type"},

@@ -75,8 +75,8 @@ def test_training_from_cached_features_is_training_from_pixels(model_type, check
 
 
 @every_family
-@pytest.mark.parametrize("prompt", ["box", "point"])
-def test_either_prompt_trains(model_type, prompt, checkpoints, toy_coco, tmp_path):
+@pytest.mark.parametrize("prompt", ["point", "box,point"])
+def test_other_prompts_than_boxes_train(model_type, prompt, checkpoints, toy_coco, tmp_path):
     words = ("--prompt", prompt, "--eval_strategy", "no", "--method", "samparser-coefficients")
     assert run(*quick(checkpoints / model_type, toy_coco, tmp_path / "run", *words)) == 0
 
