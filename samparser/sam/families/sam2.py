@@ -41,6 +41,7 @@ class Sam2(Family):
         for version in ("sam2", "sam2.1")
         for size in ("tiny", "small", "base-plus", "large")
     }
+    replaces_unstable_masks = True
     image_mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     image_std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
     image_processor_type: ClassVar[str] = "Sam2ImageProcessor"

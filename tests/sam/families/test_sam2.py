@@ -41,6 +41,8 @@ def test_a_single_mask_in_eval_mode_is_that_of_training(model, pixels, copies):
     with family_of(model).single_mask(model):
         assert torch.equal(masks(model, pixels), trained)
     assert torch.equal(masks(model, pixels), released)
+    assert family_of(model).keep_single_mask(model)
+    assert torch.equal(masks(model, pixels), trained)
 
 
 def test_the_released_setting_comes_back_when_the_last_of_several_threads_is_done(model, pixels):
