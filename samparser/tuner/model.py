@@ -1,4 +1,4 @@
-"""Tuner model that PEFT drives: injection, merging, saving, mixed batches, and reading what an adapter has learnt."""
+"""Tuner model that PEFT drives: injection, merging, saving and mixed batches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-import torch
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.other import get_pattern_key
@@ -16,11 +15,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .adapter_file import check_adapter_file, check_layers, check_tensors
-from .adapter_layer import COEFFICIENTS
 from .base_record import Match, match_base, report
 from .config import COMPILED, PREFIX, SVDCoefficientConfig, hash_of_weights
 from .factors import free_coefficients
-from .layer import BASE, Conv2d, Linear, SVDCoefficientLayer
+from .layer import BASE, Conv2d, ConvTranspose2d, Linear, SVDCoefficientLayer
 from .targets import UnsupportedModuleError, refuse_offloaded, resolve_targets, unsupported_reason
 from .weighted_adapter import check_sum, config_of_sum, fill_sum
 
@@ -74,6 +72,12 @@ class SVDCoefficientModel(BaseTuner):
                 )
             peft_config.target_modules = set(known)
         return peft_config
+
+    def _get_module_names_tied_with_embedding(self) -> list[str]:
+        try:
+            return super()._get_module_names_tied_with_embedding()
+        except NotImplementedError:  # EdgeTAM names no input embedding, so nothing is tied to one
+            return []
 
     def _prepare_model(self, peft_config: SVDCoefficientConfig, model: nn.Module) -> None:
         """Resolve the targets, factor their weights and compare them with what the adapter remembers of them."""
@@ -140,6 +144,8 @@ class SVDCoefficientModel(BaseTuner):
     def _new_layer(self, config: SVDCoefficientConfig, base: nn.Module, name: str, match: Match) -> SVDCoefficientLayer:
         if isinstance(base, nn.Conv2d):
             return Conv2d(base, name, match)
+        if isinstance(base, nn.ConvTranspose2d):
+            return ConvTranspose2d(base, name, match)
         return Linear(base, name, match, fan_in_fan_out=_fan_in_fan_out(config, base))
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
@@ -349,50 +355,3 @@ def _fan_in_fan_out(config: SVDCoefficientConfig, base: nn.Module) -> bool:
 def _without_compile_prefix(name: str) -> str:
     """A module's name without what torch.compile puts into it."""
     return name.replace(COMPILED, "")
-
-
-# What an adapter has learnt
-
-
-def coefficient_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the names and parameters of all coefficients in a model, of every adapter, trained or frozen.
-
-    Coefficients want a learning rate of their own, about a thousand times that of weights:
-
-    Example:
-        >>> import torch
-        >>> from peft import get_peft_model
-        >>> from samparser import SVDCoefficientConfig
-        >>> from samparser.tuner import coefficient_parameters
-        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2))
-        >>> model = get_peft_model(net, SVDCoefficientConfig(target_modules=["0"], modules_to_save=["1"]))
-        >>> chosen = dict(coefficient_parameters(model))
-        >>> sorted(chosen)
-        ['base_model.model.0.svd_coefficient_p.default']
-        >>> others = [p for name, p in model.named_parameters() if p.requires_grad and name not in chosen]
-        >>> groups = [{"params": list(chosen.values()), "lr": 1e-2}, {"params": others, "lr": 1e-4}]
-        >>> optimizer = torch.optim.Adam(groups)
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, SVDCoefficientLayer):
-            for kind in COEFFICIENTS:
-                for adapter, parameter in getattr(module, kind).items():
-                    yield ".".join(part for part in (name, kind, adapter) if part), parameter
-
-
-@torch.no_grad()
-def coefficients(model: nn.Module, adapter_name: str = "default") -> dict[str, tuple[Tensor, Tensor]]:
-    """Read the spectra of an adapter: for each adapted layer the coefficients before and after, (p0, p), each (rank,).
-
-    p0 are the singular values of the base weight and p those that the adapter puts in their place, at scaling 1 and
-    however they are parametrised. Copies, in float32 or wider.
-
-    Raises:
-        ValueError: No layer of the model has an adapter of that name.
-    """
-    layers = {module.layer_name: module for module in model.modules() if isinstance(module, SVDCoefficientLayer)}
-    found = {name: layer.spectrum(adapter_name) for name, layer in layers.items() if adapter_name in layer.states}
-    if not found:
-        known = sorted({name for layer in layers.values() for name in layer.states})
-        raise ValueError(f"The model has no SVD coefficient adapter {adapter_name!r}; it has {known or 'none'}.")
-    return {name: (p0.clone(), p.clone()) for name, (p0, p) in found.items()}

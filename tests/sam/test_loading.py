@@ -93,8 +93,8 @@ def test_another_architecture_is_named(tmp_path):
     ViTModel(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"of type 'vit', not of a SamModel"):
         load_sam(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "sam2"}))
-    with pytest.raises(ValueError, match=r"of type 'sam2'.*load it with transformers \(Sam2Model\)"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "sam3"}))
+    with pytest.raises(ValueError, match=r"of type 'sam3'.*load it with transformers \(Sam3Model\)"):
         load_sam(tmp_path)
 
 
