@@ -37,13 +37,12 @@ def unused_coefficients(model: nn.Module) -> list[str]:
         >>> unused_coefficients(model)
         ['idle']
     """
-    return sorted(module.layer_name for module in model.modules() if _trains_in_vain(module))
+    layers = (module for module in model.modules() if isinstance(module, SVDCoefficientLayer))
+    return sorted(layer.layer_name for layer in layers if _trains_in_vain(layer))
 
 
-def _trains_in_vain(module: nn.Module) -> bool:
-    if not isinstance(module, SVDCoefficientLayer):
-        return False
-    trained = [parameter for _, _, parameter in module.parameters_of_adapters() if parameter.requires_grad]
+def _trains_in_vain(layer: SVDCoefficientLayer) -> bool:
+    trained = [parameter for _, _, parameter in layer.parameters_of_adapters() if parameter.requires_grad]
     return bool(trained) and not any(p.grad is not None and bool(p.grad.any()) for p in trained)
 
 
@@ -89,11 +88,11 @@ def warn_of_running_statistics(model: nn.Module) -> None:
     drifting = list(_drifting(model))
     if drifting:
         warnings.warn(
-            f"{_shown(drifting)} {'keep' if len(drifting) > 1 else 'keeps'} running statistics, in training mode though "
-            "frozen: every forward pass changes the base model. An adapter saves nothing of that, so that a reloaded "
-            "one gives other outputs, and without the adapter the model is no longer the base model. After "
-            "model.train(), put these layers back into eval mode (`module.eval()` on the part that contains them), or "
-            "name that part in modules_to_save.",
+            f"Frozen layers with running statistics are in training mode: {_shown(drifting)}. Every forward pass "
+            "changes the base model there. An adapter saves nothing of that, so that a reloaded one gives other "
+            "outputs, and without the adapter the model is no longer the base model. After model.train(), put these "
+            "layers back into eval mode (`module.eval()` on the part that contains them), or name that part in "
+            "modules_to_save.",
             stacklevel=2,
         )
 
