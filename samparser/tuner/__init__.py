@@ -10,6 +10,7 @@ from .layer import Conv2d, ConvTranspose2d, Linear, SVDCoefficientLayer
 from .learnt import coefficient_parameters, coefficients
 from .model import SVDCoefficientModel
 from .registration import register
+from .training_checks import unused_coefficients, warn_of_unused_coefficients
 
 register()
 
@@ -22,4 +23,6 @@ __all__ = [
     "SVDCoefficientModel",
     "coefficient_parameters",
     "coefficients",
+    "unused_coefficients",
+    "warn_of_unused_coefficients",
 ]
