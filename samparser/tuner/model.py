@@ -73,12 +73,6 @@ class SVDCoefficientModel(BaseTuner):
             peft_config.target_modules = set(known)
         return peft_config
 
-    def _get_module_names_tied_with_embedding(self) -> list[str]:
-        try:
-            return super()._get_module_names_tied_with_embedding()
-        except NotImplementedError:  # EdgeTAM names no input embedding, so nothing is tied to one
-            return []
-
     def _prepare_model(self, peft_config: SVDCoefficientConfig, model: nn.Module) -> None:
         """Resolve the targets, factor their weights and compare them with what the adapter remembers of them."""
         # All refusals come before the first layer is replaced: of the file, of the names, of the weights.

@@ -76,9 +76,7 @@ def test_the_first_step_names_coefficients_that_got_no_gradient(tiny_sam, tiny_p
     trainer = SamTrainer(model=model, args=settings, processor=tiny_processor)
     optimizer = trainer.create_optimizer()
     trainer.compute_loss(model, batch).backward()
-    with pytest.warns(
-        UserWarning, match="coefficients of mask_decoder.iou_prediction_head.proj_in got no"
-    ):
+    with pytest.warns(UserWarning, match="coefficients of mask_decoder.iou_prediction_head.proj_in got no"):
         optimizer.step()
 
 
