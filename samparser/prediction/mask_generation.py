@@ -66,8 +66,8 @@ def generate_masks(
     they would leave nothing.
 
     Args:
-        model: SamModel, or a PeftModel around one. Runs in eval mode and is left as it was.
-        processor: Its SamProcessor.
+        model: A model of a SAM family, or a PeftModel around one. Runs in eval mode and is left as it was.
+        processor: Its processor, or the image processor alone.
         image: uint8 RGB (H, W, 3).
         points_per_side: Grid of so many points per side; each gives three candidate masks.
         batch: Points decoded at a time: bounds memory, changes nothing else.
@@ -79,7 +79,7 @@ def generate_masks(
 
     Raises:
         ValueError: The image is not uint8 RGB, the processor does not fit the model, or a number is out of range.
-        TypeError: The model is not a SamModel.
+        TypeError: The model is of no SAM family.
     """
     found = generate_cropped(
         model,

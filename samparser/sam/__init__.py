@@ -7,25 +7,18 @@ from .families import FAMILIES, Family, count_coefficients, family_of, neck_targ
 from .frame import Frame, Padded, Squashed, frame_of
 from .lean import lean_decoder
 from .loading import default_processor, load_sam
-<<<<<<< HEAD
 from .square_processor import SquareImageProcessor, SquareProcessor
-from .wrapped import EncoderChanges, changes_before_neck, image_processor, plain_model
-=======
 from .wrapped import image_processor, plain_model
->>>>>>> families-core
 
 __all__ = [
     "FAMILIES",
     "EncoderChanges",
     "Family",
-<<<<<<< HEAD
-    "SquareImageProcessor",
-    "SquareProcessor",
-=======
     "Frame",
     "Padded",
+    "SquareImageProcessor",
+    "SquareProcessor",
     "Squashed",
->>>>>>> families-core
     "changes_before_neck",
     "count_coefficients",
     "default_processor",

@@ -14,30 +14,9 @@ def plain_model(model: nn.Module) -> nn.Module:
     return inner() if callable(inner) else model
 
 
-def plain_sam(model: nn.Module, purpose: str) -> Any:
-    """Return the SamModel inside a wrapper.
-
-    Args:
-        model: SamModel, or a PeftModel around one.
-        purpose: What needs it, as the start of the message: "Prediction".
-
-    Raises:
-        TypeError: The model is another one.
-    """
-    sam = plain_model(model)
-    if getattr(getattr(sam, "config", None), "model_type", None) != "sam":
-        raise TypeError(f"{purpose} needs a SamModel, or a PeftModel around one; got a {type(sam).__name__}.")
-    return sam
-
-
 def image_processor(processor: Any) -> Any:
     """Return the image processor inside a SamProcessor; an image processor as it is."""
     return getattr(processor, "image_processor", processor)
-
-
-def input_size(processor: Any) -> int:
-    """Return the longest side in pixels to which a processor resizes images, 1024 for the published SAMs."""
-    return int(image_processor(processor).size["longest_edge"])
 
 
 def adapter_modules(module: nn.Module) -> Iterator[tuple[str, Any]]:

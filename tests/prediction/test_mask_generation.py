@@ -11,8 +11,9 @@ from transformers import MaskGenerationPipeline
 from transformers.utils import is_torchvision_available
 
 from samparser.prediction import generate_masks, mask_generation
-from samparser.sam import load_sam, neck_targets
+from samparser.sam import default_processor, family_of, frame_of, load_sam, neck_targets
 from tests.conftest import make_tiny_sam
+from tests.sam.tiny import TINY, make_tiny
 
 LENIENT = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
 
@@ -62,6 +63,27 @@ def test_masks_equal_those_of_the_whole_pipeline(tiny_sam, tiny_processor, image
     expected = pipeline(Image.fromarray(image), points_per_crop=4, **LENIENT)
     found = generate_masks(tiny_sam, tiny_processor, image, points_per_side=4, **LENIENT)
     assert np.array_equal(found.masks, np.stack(expected["masks"]))
+
+
+@pytest.mark.parametrize("model_type", TINY)
+def test_every_family_gives_three_masks_for_each_point(model_type, image):
+    """The reference is the plain model with all points at once, its logits brought to the image as its frame says."""
+    model = make_tiny(model_type)
+    processor = default_processor(model)
+    frame, size = frame_of(processor), image.shape[:2]
+    pixels = processor.image_processor(image, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+    points = np.array([[x, y] for y in (10, 30) for x in (15, 45)])
+    prompts = {"input_points": torch.from_numpy(frame.to_input(points, size))[None, :, None]}
+    prompts["input_labels"] = torch.ones(1, 4, 1, dtype=torch.long)
+    with torch.no_grad(), family_of(model).single_mask(model):
+        output = model(pixel_values=pixels, multimask_output=True, **prompts)
+    scores = output.iou_scores.flatten()
+    masks = frame.to_original(output.pred_masks[0].flatten(0, 1), size) > 0
+    found = generate_masks(model, processor, image, points_per_side=2, batch=3, nms_thresh=1.0, **LENIENT)
+    order = scores.argsort(descending=True, stable=True)
+    assert found.masks.shape == (12, *size)
+    assert np.allclose(found.scores, scores[order].numpy(), atol=1e-6)
+    assert (found.masks != masks[order].numpy()).mean() < 1e-3
 
 
 def test_an_adapted_model_gives_the_masks_of_the_merged_one(tiny_processor, image):
