@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from peft import PeftModel
@@ -173,6 +174,17 @@ def set_applied_method(model: nn.Module, applied: AppliedMethod | None) -> None:
         setattr(model, _ATTRIBUTE, applied)
     elif applied_method(model) is not None:
         delattr(model, _ATTRIBUTE)
+
+
+@contextmanager
+def trained_too(model: nn.Module) -> Iterator[None]:
+    """Take what the block adds to a model of a method, parameters or buffers, for trained by the method as well."""
+    before = model.state_dict().keys()
+    yield
+    applied = applied_method(model)
+    if applied is not None:
+        added = (name for name in model.state_dict() if name not in before)
+        set_applied_method(model, replace(applied, trained=(*applied.trained, *added)))
 
 
 def refuse_tuned(model: nn.Module, wanted: str) -> None:
