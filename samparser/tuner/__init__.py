@@ -6,18 +6,22 @@ Importing this package registers the method with PEFT.
 from __future__ import annotations
 
 from .config import SVDCoefficientConfig
+from .initialize import ExpansionReport, initialize_expansion
 from .layer import Conv2d, Linear, SVDCoefficientLayer
-from .model import SVDCoefficientModel, coefficient_parameters, coefficients
+from .model import SVDCoefficientModel
+from .reading import coefficient_parameters, coefficients
 from .registration import register
 
 register()
 
 __all__ = [
     "Conv2d",
+    "ExpansionReport",
     "Linear",
     "SVDCoefficientConfig",
     "SVDCoefficientLayer",
     "SVDCoefficientModel",
     "coefficient_parameters",
     "coefficients",
+    "initialize_expansion",
 ]

@@ -8,16 +8,15 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-import torch
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import AuxiliaryTrainingWrapper
-from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .adapter_file import check_adapter_file, check_layers, check_tensors
-from .adapter_layer import COEFFICIENTS
 from .base_record import Match, match_base, report
+from .changed_layer import no_terms_yet
+from .choices import check_patterns, chosen_terms
 from .config import COMPILED, PREFIX, SVDCoefficientConfig, hash_of_weights
 from .factors import free_coefficients
 from .layer import BASE, Conv2d, Linear, SVDCoefficientLayer
@@ -85,12 +84,16 @@ class SVDCoefficientModel(BaseTuner):
             return
         check_layers(peft_config, map(_without_compile_prefix, names))
         refuse_offloaded(model, names)
+        if peft_config.expansion is not None:
+            check_patterns(peft_config, map(_without_compile_prefix, names))
         self._planned = {name: self._match(peft_config, name, model.get_submodule(name)) for name in names}
         report(
             self._planned.values(),
             base_check=peft_config.base_check,
             exact_anyway=peft_config.save_basis or peft_config.trainable != "coefficients",
         )
+        for name, match in self._planned.items():  # Pairs of bases that a layer does not have are refused.
+            chosen_terms(peft_config, _without_compile_prefix(name), match.bases.rank)
         peft_config.target_modules = set(names)
 
     def _match(self, config: SVDCoefficientConfig, name: str, target: nn.Module) -> Match:
@@ -126,8 +129,7 @@ class SVDCoefficientModel(BaseTuner):
                 "exclude_modules to leave it as it is."
             )
         match = self._planned.get(current_key) or self._match(peft_config, current_key, target)
-        pattern = get_pattern_key(peft_config.rank_pattern.keys(), current_key)
-        rank = peft_config.rank_pattern.get(pattern, peft_config.rank)
+        rank = peft_config.leading(current_key, match.bases.rank)
         if isinstance(target, SVDCoefficientLayer):
             target.update_layer(adapter_name, peft_config, match, rank)
             layer = target
@@ -263,6 +265,10 @@ class SVDCoefficientModel(BaseTuner):
             layer.follow_copied_weight()
         states = {layer.layer_name: layer.states.get(adapter_name) for layer in layers}
         config._record_to_save = {name: state.record for name, state in states.items() if state and state.record}
+        if waiting := [name for name, state in states.items() if state and state.awaits]:
+            raise ValueError(no_terms_yet(waiting[0], adapter_name))
+        expansions = {name: state.expansion for name, state in states.items() if state and state.expansion}
+        config._expansion_to_save = {name: expansion.record() for name, expansion in expansions.items()} or None
         found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, *args, **kwargs)
         # What PEFT adds for modules_to_save, which is hashed along.
         whole = dict(found)
@@ -349,50 +355,3 @@ def _fan_in_fan_out(config: SVDCoefficientConfig, base: nn.Module) -> bool:
 def _without_compile_prefix(name: str) -> str:
     """A module's name without what torch.compile puts into it."""
     return name.replace(COMPILED, "")
-
-
-# What an adapter has learnt
-
-
-def coefficient_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the names and parameters of all coefficients in a model, of every adapter, trained or frozen.
-
-    Coefficients want a learning rate of their own, about a thousand times that of weights:
-
-    Example:
-        >>> import torch
-        >>> from peft import get_peft_model
-        >>> from samparser import SVDCoefficientConfig
-        >>> from samparser.tuner import coefficient_parameters
-        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2))
-        >>> model = get_peft_model(net, SVDCoefficientConfig(target_modules=["0"], modules_to_save=["1"]))
-        >>> chosen = dict(coefficient_parameters(model))
-        >>> sorted(chosen)
-        ['base_model.model.0.svd_coefficient_p.default']
-        >>> others = [p for name, p in model.named_parameters() if p.requires_grad and name not in chosen]
-        >>> groups = [{"params": list(chosen.values()), "lr": 1e-2}, {"params": others, "lr": 1e-4}]
-        >>> optimizer = torch.optim.Adam(groups)
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, SVDCoefficientLayer):
-            for kind in COEFFICIENTS:
-                for adapter, parameter in getattr(module, kind).items():
-                    yield ".".join(part for part in (name, kind, adapter) if part), parameter
-
-
-@torch.no_grad()
-def coefficients(model: nn.Module, adapter_name: str = "default") -> dict[str, tuple[Tensor, Tensor]]:
-    """Read the spectra of an adapter: for each adapted layer the coefficients before and after, (p0, p), each (rank,).
-
-    p0 are the singular values of the base weight and p those that the adapter puts in their place, at scaling 1 and
-    however they are parametrised. Copies, in float32 or wider.
-
-    Raises:
-        ValueError: No layer of the model has an adapter of that name.
-    """
-    layers = {module.layer_name: module for module in model.modules() if isinstance(module, SVDCoefficientLayer)}
-    found = {name: layer.spectrum(adapter_name) for name, layer in layers.items() if adapter_name in layer.states}
-    if not found:
-        known = sorted({name for layer in layers.values() for name in layer.states})
-        raise ValueError(f"The model has no SVD coefficient adapter {adapter_name!r}; it has {known or 'none'}.")
-    return {name: (p0.clone(), p.clone()) for name, (p0, p) in found.items()}

@@ -17,9 +17,9 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers.integrations import peft as transformers_peft
 
-from samparser._untrusted import checked_reader
+from samparser._untrusted import checked_reader, with_file
 
-from .config import SVDCoefficientConfig, with_file
+from .config import SVDCoefficientConfig
 
 
 def wrap_reading() -> None:

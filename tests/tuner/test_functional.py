@@ -9,7 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from samparser import SVDCoefficientConfig
-from samparser.tuner import adapter_layer, functional
+from samparser.tuner import changed_layer, functional
 from samparser.tuner.factors import Factors, factorize
 from samparser.tuner.functional import cheaper_form, combine, factored
 from tests.reference.functional import adapted_weight, layer_output, three_layers
@@ -278,7 +278,7 @@ def test_a_layer_compiles_into_one_graph(form, generator, monkeypatch):
     if OLD_TORCH and form == "factored":
         pytest.skip("torch 2.6 cannot trace is_contiguous in the backward pass of a custom function; 2.7 can")
     # The test run's checks of shapes are no part of the library, and no compiler looks through them.
-    for module, name in [(functional, "weight_change"), (functional, "unfold"), (adapter_layer, "tie_change")]:
+    for module, name in [(functional, "weight_change"), (functional, "unfold"), (changed_layer, "tie_change")]:
         checked = getattr(module, name)
         monkeypatch.setattr(module, name, getattr(checked, "__wrapped__", checked))
     checked = Factors.with_coefficients
