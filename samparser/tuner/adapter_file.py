@@ -187,7 +187,7 @@ def _parts(config: SVDCoefficientConfig, layer: str) -> list[str]:
     bases = [f"{PREFIX}u", f"{PREFIX}vh"] if config.has_own_bases else []
     coefficients = [f"{PREFIX}p" if config.parametrization == "absolute" else f"{PREFIX}d"]
     parts = bases if config.trainable in ("bases", "expansion") else coefficients + bases
-    terms = chosen_terms(config, layer)
+    terms = None if config.expansion is None else chosen_terms(config, layer)
     if terms is not None:
         parts += [f"{PREFIX}c", *([f"{PREFIX}a", f"{PREFIX}b"] if terms.stored else [])]
     return parts
@@ -217,7 +217,7 @@ def _wrong_shapes(config: SVDCoefficientConfig, tensors: Mapping[str, Tensor]) -
         if u is not None and len(record["shape"]) == 2 and len(u) == columns:
             rows, columns = columns, rows  # A weight that is stored as (in, out), as transformers' Conv1D has it.
         shapes = {"p": (rank,), "d": (rank,), "u": (rows, rank), "vh": (rank, columns)}
-        terms = chosen_terms(config, layer, full)
+        terms = None if config.expansion is None else chosen_terms(config, layer, full)
         if terms is not None:
             n, stored = terms.count, terms.stored
             a = plain.get(f"{name}a")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -89,13 +90,14 @@ class ChangedLayer(AdapterLayer):
             return None
         change = WeightChange(None, [], [], [])
         for name in present:
-            self._add_terms(change, name, self.scaling[name], lambda c, own=name: _rows_of(c, own, adapter_names))
-        moved = {name: change for name in present if (change := self._moved(name)) is not None}
+            self._add_terms(change, name, self.scaling[name], partial(_rows_of, name=name, adapter_names=adapter_names))
+        found = {name: self._moved(name) for name in present}
+        moved = {name: one * self.scaling[name] for name, one in found.items() if one is not None}
         if not moved:
             return change
         rank = max(len(one) for one in moved.values())
         none = next(iter(moved.values())).new_zeros(rank)
-        rows = [_pad(moved[name] * self.scaling[name], rank) if name in moved else none for name in adapter_names]
+        rows = [_pad(moved.get(name, none), rank) for name in adapter_names]
         return change._replace(leading=torch.stack(rows))
 
     def _moved(self, name: str) -> Tensor | None:

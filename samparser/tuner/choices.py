@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from peft.utils.other import get_pattern_key
@@ -12,8 +12,28 @@ from samparser._untrusted import refuse_other_counts
 
 from .expansion import Expansion, Wanted
 
-if TYPE_CHECKING:
-    from .config import SVDCoefficientConfig
+
+class Choices(Protocol):
+    """The fields of `SVDCoefficientConfig` that are looked at here."""
+
+    trainable: str
+    parametrization: str
+    form: str
+    save_basis: bool
+    rank: int | None
+    top: float | None
+    expansion: Any
+    expansion_rank: int | dict[str, int] | None
+    expansion_dtype: Any
+    expansion_record: dict[str, dict[str, Any]] | None
+
+    @property
+    def trains_bases(self) -> bool:
+        """Whether U and Vh are trained."""
+
+    @property
+    def has_own_bases(self) -> bool:
+        """Whether the adapter brings U and Vh."""
 
 
 PLAIN = {
@@ -28,7 +48,7 @@ PLAIN = {
 """The plain choices, which go together with everything."""
 
 
-def check_together(config: SVDCoefficientConfig) -> None:
+def check_together(config: Choices) -> None:
     """Refuse choices that do not go together.
 
     Raises:
@@ -56,7 +76,7 @@ def check_together(config: SVDCoefficientConfig) -> None:
     _check_expansion(config)
 
 
-def _check_expansion(config: SVDCoefficientConfig) -> None:
+def _check_expansion(config: Choices) -> None:
     if config.expansion is None:
         plain = {"trainable": "expansion", "expansion_rank": None, "expansion_dtype": "float32"}
         given = [name for name, usual in plain.items() if (getattr(config, name) == usual) is (name == "trainable")]
@@ -89,7 +109,7 @@ def _check_expansion(config: SVDCoefficientConfig) -> None:
     refuse_other_counts({} if isinstance(counts, dict) else {"expansion_rank": counts})
 
 
-def wanted_terms(config: SVDCoefficientConfig, layer: str) -> Wanted | None:
+def wanted_terms(config: Choices, layer: str) -> Wanted | None:
     """Say what terms an adapter asks for in a layer; None for none."""
     if config.expansion is None or config.expansion == "mixed":
         return None
@@ -103,12 +123,12 @@ def wanted_terms(config: SVDCoefficientConfig, layer: str) -> Wanted | None:
     return Wanted(config.expansion, count, stored_dtype(config))
 
 
-def stored_dtype(config: SVDCoefficientConfig) -> torch.dtype:
+def stored_dtype(config: Choices) -> torch.dtype:
     """Give the dtype of the vectors that an expansion stores."""
     return torch.float16 if config.expansion_dtype == "float16" else torch.float32
 
 
-def chosen_terms(config: SVDCoefficientConfig, layer: str, rank: int | None = None) -> Expansion | None:
+def chosen_terms(config: Choices, layer: str, rank: int | None = None) -> Expansion | None:
     """Read the terms that an adapter has in a layer of that many bases; None where it has none, or none yet.
 
     Raises:
@@ -118,16 +138,15 @@ def chosen_terms(config: SVDCoefficientConfig, layer: str, rank: int | None = No
     return None if record is None else Expansion.from_record(layer, record, rank)
 
 
-def check_patterns(config: SVDCoefficientConfig, layers: Iterable[str]) -> None:
+def check_patterns(config: Choices, layers: Sequence[str]) -> None:
     """Refuse a pattern in expansion_rank that names no layer of the adapter.
 
     Raises:
         ValueError: There is one.
     """
-    names = list(layers)
     for pattern in config.expansion_rank if isinstance(config.expansion_rank, dict) else ():
-        if not any(get_pattern_key([pattern], name) == pattern for name in names):
+        if not any(get_pattern_key([pattern], name) == pattern for name in layers):
             raise ValueError(
                 f"expansion_rank names {pattern!r}, which is no layer that is adapted; these are "
-                f"{', '.join(names[:8])}."
+                f"{', '.join(layers[:8])}."
             )

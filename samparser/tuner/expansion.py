@@ -37,7 +37,8 @@ DEFAULT_COUNT = {"pairs": 64, "gradient": 4, "random": 4}
 MOST_TERMS = 2**20
 
 
-class Wanted(NamedTuple):
+@dataclass(frozen=True)
+class Wanted:
     """What an adapter asks for in one layer: terms of a kind, how many (None: the default), and the dtype to store."""
 
     kind: Kind

@@ -273,9 +273,10 @@ def _layers_to_expand(model: nn.Module, adapter: str, more: bool) -> list[tuple[
                 f"{name} takes a projection of its input, from a cache of features: directions are chosen by the whole "
                 "gradient. Make the pass on the layer's plain input."
             )
-        if layer.states[adapter].expansion is not None and not more:
+        expansion = layer.states[adapter].expansion
+        if expansion is not None and not more:
             raise ValueError(
-                f"Adapter {adapter!r} has its terms already, {layer.states[adapter].expansion.count} in {name}. To "
+                f"Adapter {adapter!r} has its terms already, {expansion.count} in {name}. To "
                 "choose further ones by the gradient that is left, set more=True."
             )
     return layers
@@ -333,8 +334,9 @@ def _take_gradient(layer: SVDCoefficientLayer) -> Tensor:
     """What the probe has gathered, as a matrix (out, fan_in), and start it anew; zeros where nothing came."""
     probe = layer.gradient_probe
     assert probe is not None
-    gradient, probe.grad = probe.grad, None
-    gradient = torch.zeros(probe.shape, device=probe.device) if gradient is None else gradient
+    gathered: Tensor | None = probe.grad
+    gradient = torch.zeros(probe.shape, device=probe.device) if gathered is None else gathered
+    probe.grad = None
     return fold(gradient, fan_in_fan_out=layer.fan_in_fan_out)
 
 

@@ -85,15 +85,16 @@ class SVDCoefficientModel(BaseTuner):
         check_layers(peft_config, map(_without_compile_prefix, names))
         refuse_offloaded(model, names)
         if peft_config.expansion is not None:
-            check_patterns(peft_config, map(_without_compile_prefix, names))
+            check_patterns(peft_config, [_without_compile_prefix(name) for name in names])
         self._planned = {name: self._match(peft_config, name, model.get_submodule(name)) for name in names}
         report(
             self._planned.values(),
             base_check=peft_config.base_check,
             exact_anyway=peft_config.save_basis or peft_config.trainable != "coefficients",
         )
-        for name, match in self._planned.items():  # Pairs of bases that a layer does not have are refused.
-            chosen_terms(peft_config, _without_compile_prefix(name), match.bases.rank)
+        if peft_config.expansion is not None:  # Pairs of bases that a layer does not have are refused.
+            for name, match in self._planned.items():
+                chosen_terms(peft_config, _without_compile_prefix(name), match.bases.rank)
         peft_config.target_modules = set(names)
 
     def _match(self, config: SVDCoefficientConfig, name: str, target: nn.Module) -> Match:

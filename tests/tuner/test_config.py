@@ -98,9 +98,7 @@ def test_a_field_of_a_newer_release_is_ignored_with_pefts_warning_and_a_newer_fo
     path = tmp_path / "adapter_config.json"
     saved = json.loads(path.read_text())
     path.write_text(json.dumps({**saved, "rotation": 4}))
-    with pytest.warns(
-        UserWarning, match=r"Unexpected keyword arguments \['rotation'\] for class SVDCoefficientConfig"
-    ):
+    with pytest.warns(UserWarning, match=r"Unexpected keyword arguments \['rotation'\] for class SVDCoefficientConfig"):
         assert reader.from_pretrained(tmp_path).target_modules == {"a"}
     path.write_text(json.dumps({**saved, "format_version": 2}))
     with pytest.raises(ValueError, match=r"adapter_config.json: The adapter has format version 2"):
