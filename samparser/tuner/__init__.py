@@ -8,8 +8,8 @@ from __future__ import annotations
 from .config import SVDCoefficientConfig
 from .initialize import ExpansionReport, initialize_expansion
 from .layer import Conv2d, Linear, SVDCoefficientLayer
+from .learnt import coefficient_parameters, coefficients
 from .model import SVDCoefficientModel
-from .reading import coefficient_parameters, coefficients
 from .registration import register
 
 register()

@@ -304,7 +304,7 @@ def _halves(
 
 def _loss_of(model: nn.Module, batch: Batch, loss: Loss | None) -> Tensor:
     if loss is not None:
-        value = loss(model, batch)
+        value: Any = loss(model, batch)
     elif callable(batch):
         value = batch(model)
     elif isinstance(batch, Mapping):

@@ -1,4 +1,4 @@
-"""Reading what adapters have learnt: the parameters that want a rate of their own, spectra before and after."""
+"""What an adapter has learnt: the coefficients of a model as parameters, and before and after as spectra."""
 
 from __future__ import annotations
 
