@@ -16,6 +16,12 @@ def batches(kind: str, count: int = 4, first: int = 10) -> list:
     return [lambda model, seed=first + i: model(batch(kind, seed)).square().mean() for i in range(count)]
 
 
+def waiting(kind: str = "MLP", **choices) -> nn.Module:
+    """A model whose adapter has not got its terms."""
+    choices = {"expansion": "pairs", "expansion_rank": 3, **choices}
+    return get_peft_model(make(kind), SVDCoefficientConfig(target_modules=TARGETS[kind], **choices))
+
+
 def expanded(kind: str, *names: str, targets=None, **choices) -> nn.Module:
     """A model with adapters that have an expansion each, chosen on different batches and moved; the first is active."""
     names = names or ("default",)
