@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
@@ -180,6 +181,21 @@ def with_file(error: ValueError, name: str, subfolder: str | None) -> ValueError
     """Say in an error which file it is about."""
     said = str(error)
     return error if _CONFIGURATION in said else ValueError(f"{Path(name, subfolder or '', _CONFIGURATION)}: {said}")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        OSError: It cannot be opened.
+        ValueError: It is no JSON, is nested too deeply or has a number of thousands of digits; the message names it.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except RecursionError:
+        raise ValueError(f"{path} is not JSON that can be read: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON that can be read: {error}") from error
 
 
 class Fields(dict[str, Any]):

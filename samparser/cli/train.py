@@ -94,8 +94,8 @@ def run(arguments: Sequence[str]) -> int:
 def _method_options(text: str) -> dict[str, Any]:
     try:
         options = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"--method_options is not JSON ({error}): {text!r}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--method_options is not JSON ({error}): {text[:80]!r}") from error
     if not isinstance(options, dict):
         raise ValueError(f'--method_options must be a JSON object such as {{"rank": 64}}; got {text}')
     return options

@@ -118,7 +118,9 @@ def read_split_file(base: Path, split_file: str) -> dict[str, list[str]]:
             for part, path in files.items()
             if path.exists()
         }
-    except (json.JSONDecodeError, RecursionError) as error:
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise DataError(f"The split file {base / split_file} cannot be read: {error}.") from error
 
 

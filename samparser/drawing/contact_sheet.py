@@ -10,8 +10,9 @@ import numpy as np
 
 from samparser._extras import require
 from samparser._words import count
-from samparser.prompts.coordinates import rescaled, resized_size
+from samparser.prompts.coordinates import resized_size
 from samparser.prompts.resize import resize_instance
+from samparser.sam.frame import rescaled
 
 from .figures import save_picture
 from .overlays import overlay

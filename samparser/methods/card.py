@@ -8,7 +8,6 @@ the author's and is kept.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import warnings
@@ -26,6 +25,7 @@ from safetensors import safe_open
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from samparser._files import replacing
+from samparser._untrusted import fits, read_json, shown
 from samparser._version import __version__
 
 BEGIN = "<!-- samparser: from here to the end marker, every save writes this anew. Your own text goes outside. -->"
@@ -73,9 +73,11 @@ def read_info(folder: str | Path) -> CardInfo:
     for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no {name}, so it is no saved adapter: no model card is written.")
-    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    mapping = config.get("auto_mapping") or {}
-    targets = config.get("target_modules") or []
+    config = read_json(folder / CONFIG_NAME)
+    fields = config if isinstance(config, dict) else {}
+    mapping, targets = fields.get("auto_mapping") or {}, fields.get("target_modules") or []
+    if not isinstance(config, dict) or not isinstance(mapping, dict) or not fits(targets, str | list[str]):
+        raise ValueError(f"{folder / CONFIG_NAME} holds {shown(config)}, which is no configuration of an adapter.")
     return CardInfo(
         base_model=config.get("base_model_name_or_path") or None,
         base_class=mapping.get("base_model_class"),

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from samparser._untrusted import read_json, shown
 from samparser._words import shortened
 
-from .families import FAMILIES
-from .wrapped import image_processor, plain_model
+from .families.base import IncompleteCheckpointError
+from .families.registry import FAMILIES, family_of, known_families, no_family, tuner_only
+from .frame import Padded, frame_of
+from .wrapped import image_processor
 
-if TYPE_CHECKING:
-    from transformers import SamModel, SamProcessor
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
-def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> tuple[SamModel, SamProcessor]:
-    """Load a SAM checkpoint and its processor.
+def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+    """Load a checkpoint of a SAM family and its processor.
 
     Args:
         name_or_path: A local folder, or a name on the Hugging Face hub such as "facebook/sam-vit-base". Names that
@@ -31,16 +30,16 @@ def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> t
         dtype: Floating-point type of the weights; None keeps that of the checkpoint.
 
     Returns:
-        The model in eval mode, and its processor. A folder without a processor gets SAM's usual one for the model's
-        input size, with a warning.
+        The model in eval mode, of the class of its family in transformers, and its processor. A folder without a
+        processor gets the family's usual one for the model's input size, with a warning.
 
     Raises:
         FileNotFoundError: There is no such folder, and it can be no name on the hub.
-        ValueError: What is there is no SAM checkpoint: a PEFT adapter, another architecture, an incomplete checkpoint,
-            or a processor for another input size.
+        ValueError: What is there is no checkpoint of a SAM family: a PEFT adapter, another architecture, an incomplete
+            checkpoint, or a processor for another input size.
         OSError: The hub could not be reached, or files are missing or damaged.
     """
-    from transformers import AutoConfig, SamModel
+    from transformers import AutoConfig
 
     source = str(name_or_path)
     folder = Path(source).expanduser()
@@ -49,47 +48,27 @@ def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> t
         source = str(folder)
     _check_source(source, folder)
     try:
+        if local:
+            _check_json(folder)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # what a file holds in the place of a number or a list ends anywhere in transformers
         raise _load_error(source, local, error) from error
-    if config.model_type != "sam":
-        advice = ""
-        if config.model_type in FAMILIES:
-            classes = " or ".join(FAMILIES[config.model_type].model_classes)
-            advice = (
-                f" The tuner itself works on it: load it with transformers ({classes}) and train it in your own loop."
-            )
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        other = tuner_only(config.model_type)
+        advice = "" if other is None else f" {no_family(other)}"
         raise ValueError(
-            f"{source} is a checkpoint of type {config.model_type!r}, not of a SamModel (type 'sam', for example "
-            f"facebook/sam-vit-base).{advice}"
+            f"{source} is a checkpoint of type {config.model_type!r}, not of a {known_families()} (type "
+            f"{', '.join(map(repr, FAMILIES))}, for example facebook/sam-vit-base).{advice}"
         )
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     try:
-        with _quiet_transformers():
-            model, found = SamModel.from_pretrained(
-                source, use_safetensors=True, output_loading_info=True, trust_remote_code=False, **options
-            )
+        model = family.load_model(source, config, **options)
+    except IncompleteCheckpointError:
+        raise
     except Exception as error:  # safetensors raises its own type on a damaged file
         raise _load_error(source, local, error) from error
-    if missing := sorted(found["missing_keys"]):
-        raise ValueError(
-            f"{source} is incomplete: {len(missing)} tensors of SamModel are not in it, first "
-            f"{shortened(missing, 3)}. They would start random and ruin every mask."
-        )
-    return model.eval(), _load_processor(source, local, model)
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Hold back transformers' loading report (missing tensors are raised in words) and its note on torchvision."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
+    return model, _load_processor(source, local, model)
 
 
 def _check_source(source: str, folder: Path) -> None:
@@ -109,13 +88,21 @@ def _check_source(source: str, folder: Path) -> None:
         return
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
-        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") or "its base model"
+        fields = read_json(adapter)
+        base = (isinstance(fields, dict) and fields.get("base_model_name_or_path")) or "its base model"
         raise ValueError(
             f"{source} is a PEFT adapter, not a model. Load its base model first, load_sam({base!r}), then put the "
             f"adapter on it: PeftModel.from_pretrained(model, {source!r}), after import samparser."
         )
     content = shortened(sorted(entry.name for entry in folder.iterdir()), 8)
     raise ValueError(f"{source} is not a model folder: it has no config.json. It holds {content}.")
+
+
+def _check_json(folder: Path) -> None:
+    """Refuse files of a checkpoint that hold no fields; transformers' own error over them names none."""
+    for path in (folder / name for name in ("config.json", *_PROCESSOR_FILES)):
+        if path.is_file() and not isinstance(content := read_json(path), dict):
+            raise ValueError(f"{path} holds {shown(content)} and no fields.")
 
 
 def _load_error(source: str, local: bool, error: Exception) -> OSError:
@@ -131,57 +118,46 @@ def _load_error(source: str, local: bool, error: Exception) -> OSError:
     )
 
 
-def _load_processor(source: str, local: bool, model: SamModel) -> SamProcessor:
-    from transformers import SamProcessor
-
-    size = model.config.vision_config.image_size
-    processor_files = ("preprocessor_config.json", "processor_config.json")
-    if local and not any((Path(source) / name).is_file() for name in processor_files):
+def _load_processor(source: str, local: bool, model: nn.Module) -> Any:
+    if local and not any((Path(source) / name).is_file() for name in _PROCESSOR_FILES):
         warnings.warn(
-            f"{source} has no preprocessor_config.json; using SAM's usual processor for {size} pixels. Save the "
-            "processor beside the model to fix what it does.",
+            f"{source} has no preprocessor_config.json; using SAM's usual processor for "
+            f"{family_of(model).frame(model).size} pixels. Save the processor beside the model to fix what it does.",
             stacklevel=3,
         )
         return default_processor(model)
     try:
-        with _quiet_transformers():
-            processor = SamProcessor.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise _load_error(source, local, error) from error
+        processor = family_of(model).processor(source, model)
+    except Exception as error:
+        raise _load_error(source, local, ValueError(f"its processor: {error}")) from error
     check_processor(model, processor)
     return processor
 
 
-def default_processor(model: nn.Module) -> SamProcessor:
-    """Return SAM's processor for a model's size: longest side to it, ImageNet normalisation, zero padding."""
-    config: Any = plain_model(model).config
-    size = config.vision_config.image_size
-    mask = 4 * size // config.vision_config.patch_size
-    with _quiet_transformers():
-        from transformers import SamImageProcessor, SamProcessor
-
-        return SamProcessor(
-            SamImageProcessor(
-                size={"longest_edge": size},
-                pad_size={"height": size, "width": size},
-                mask_size={"longest_edge": mask},
-                mask_pad_size={"height": mask, "width": mask},
-            )
-        )
+def default_processor(model: nn.Module) -> Any:
+    """Return the usual processor of a model's family for the model's input size, in the family's frame."""
+    return family_of(model, "A processor").processor(None, model)
 
 
 def check_processor(model: nn.Module, processor: Any) -> None:
     """Make sure that a processor makes images of the size that the model takes.
 
     Raises:
-        ValueError: The sizes differ.
+        ValueError: The sizes differ, or the processor pads images for a model that takes them squashed.
+        TypeError: The model is of no family, or the processor resizes to no square.
     """
-    config: Any = plain_model(model).config
-    expected = config.vision_config.image_size
+    frame = family_of(model).frame(model)
     images = image_processor(processor)
-    longest, pad = images.size["longest_edge"], images.pad_size
-    if (longest, pad["height"], pad["width"]) != (expected, expected, expected):
+    found = frame_of(images)
+    pad = getattr(images, "pad_size", None) if isinstance(found, Padded) else None
+    height, width = (found.size, found.size) if pad is None else (pad["height"], pad["width"])
+    if (found.size, height, width) != (frame.size,) * 3:
         raise ValueError(
-            f"The processor resizes to {longest} and pads to {pad['height']} x {pad['width']} pixels, but the model "
-            f"takes {expected} x {expected}. Use the processor saved with the model, or default_processor(model)."
+            f"The processor resizes to {found.size} and pads to {height} x {width} pixels, but the model "
+            f"takes {frame.size} x {frame.size}. Use the processor saved with the model, or default_processor(model)."
+        )
+    if isinstance(found, Padded) and not isinstance(frame, Padded):
+        raise ValueError(
+            f"The processor resizes the longer side and pads the rest, but a {family_of(model).model_class} takes "
+            "images squashed to a square. Use the processor saved with the model, or default_processor(model)."
         )

@@ -56,6 +56,23 @@ def pefts_card(tmp_path):
     return str(card)
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[" * 50_000, "is not JSON that can be read: it is nested too deeply"),
+        (f'{{"a": {"9" * 5000}}}', r"is not JSON that can be read: Exceeds the limit \(4300 digits\)"),
+        ("[1]", r"holds \[1\], which is no configuration"),
+        ('{"target_modules": 1e999}', r"holds \{'target_modules': inf\}, which is no configuration"),
+        ('{"auto_mapping": "x"}', r"holds \{'auto_mapping': 'x'\}, which is no configuration"),
+    ],
+    ids=["deep", "long", "list", "infinite", "text"],
+)
+def test_a_configuration_that_cannot_be_read_is_named(adapter, text, reason):
+    (adapter / "adapter_config.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"adapter_config\.json {reason}"):
+        read_info(adapter)
+
+
 def test_the_folder_tells_everything(adapter):
     info = read_info(adapter)
     assert info.trained == {"coefficients": 512, "mask_decoder": 15, "other parameters": 7}

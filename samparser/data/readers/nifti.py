@@ -315,7 +315,7 @@ def _class_table(root: Path, pairs: list[tuple[Path, Path]], settings: DataSetti
             table = {int(k): str(v) if str(k).isdigit() else None for k, v in labels.items() if str(k).isdigit()}
             table = table or {int(v): str(k) for k, v in labels.items()}
             return {i: str(name) for i, name in sorted(table.items()) if i != 0}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise DataError(f"{described} has no labels as nnU-Net writes them: {error}.") from error
     return dict(enumerate(ABDOMEN_1K if pairs[0][1].name.startswith("Case_") else FLARE22, start=1))
 
