@@ -191,11 +191,21 @@ def read_json(path: str | Path) -> Any:
         ValueError: It is no JSON, is nested too deeply or has a number of thousands of digits; the message names it.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except RecursionError:
-        raise ValueError(f"{path} is not JSON that can be read: it is nested too deeply") from None
+        return parse_json(Path(path).read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON that can be read: {error}") from error
+
+
+def parse_json(text: str) -> Any:
+    """Return what a JSON text holds.
+
+    Raises:
+        ValueError: It is no JSON, is nested too deeply or has a number of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 class Fields(dict[str, Any]):

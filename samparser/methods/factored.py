@@ -60,6 +60,19 @@ def _three_layers(layer: nn.Module) -> nn.Sequential:
             Scale(rank, spatial=True),
             nn.Conv2d(rank, layer.out_channels, 1, bias=bias, device="meta").requires_grad_(False),
         )
+    if isinstance(layer, nn.ConvTranspose2d):  # The rows of its weight are inputs.
+        rank = min(layer.in_channels, math.prod(layer.weight.shape[1:]))
+        geometry = {
+            name: cast(Any, getattr(layer, name)) for name in ("stride", "padding", "output_padding", "dilation")
+        }
+        last = nn.ConvTranspose2d(
+            rank, layer.out_channels, cast(Any, layer.kernel_size), bias=bias, device="meta", **geometry
+        )
+        return nn.Sequential(
+            nn.Conv2d(layer.in_channels, rank, 1, bias=False, device="meta").requires_grad_(False),
+            Scale(rank, spatial=True),
+            last.requires_grad_(False),
+        )
     assert isinstance(layer, nn.Linear), f"a {type(layer).__name__} among a SAM's tuned layers"
     rank = min(layer.out_features, layer.in_features)
     return nn.Sequential(

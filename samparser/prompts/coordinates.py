@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 
 from samparser._extras import require
-from samparser.sam.frame import Padded
 
 
 def jitter_boxes(
@@ -57,15 +56,6 @@ def jitter_boxes(
         move = np.clip(move, -max_fraction * extent, max_fraction * extent)
     moved = boxes + move * np.array([-1, -1, 1, 1])
     return np.clip(moved, 0, [width, height, width, height]).astype(np.float32)
-
-
-def resized_size(original_size: tuple[int, int], target: int) -> tuple[int, int]:
-    """Return (height, width) of an image of `original_size` whose longer side is resized to `target` pixels.
-
-    >>> resized_size((480, 640), 1024)
-    (768, 1024)
-    """
-    return Padded(target).content(original_size)
 
 
 def inside_point(mask: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ def make_prompts(
     *,
     frame: Frame | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return one prompt for each instance: its box, moved at random where the settings say so, or points on it.
+    """Return prompts of each instance: its box, moved at random where the settings say so, points on it, or both kinds.
 
     Args:
         instances: Of one image, in the original frame.
@@ -33,25 +33,38 @@ def make_prompts(
         frame: The model's input frame, to get the prompts in it.
 
     Returns:
-        `{"boxes": float32 (N, 4)}` or `{"points": float32 (N, P, 2)}`, in the original frame, or in the input frame
-        where `frame` is given.
+        `{"boxes": float32 (N, 4)}` or `{"points": float32 (N, P, 2)}`, or both where the settings mix them, to choose
+        from; in the original frame, or in the input frame where `frame` is given.
 
     Raises:
         ValueError: Jitter is counted in the input frame, and `frame` is not given.
     """
-    if settings.prompt == "point":
+    prompts = {}
+    if "box" in settings.prompt:
+        prompts["boxes"] = _boxes(instances, size, settings, rng, frame)
+    if "point" in settings.prompt:
         points = np.zeros((len(instances), settings.points, 2), dtype=np.float32)
         for place, instance in zip(points, instances, strict=True):
             place[:] = instance.box[:2] + _points_on(instance.mask, settings, rng)
-        return {"points": points if frame is None else frame.to_input(points, size)}
+        prompts["points"] = points if frame is None else frame.to_input(points, size)
+    return prompts
+
+
+def _boxes(
+    instances: Sequence[Instance],
+    size: tuple[int, int],
+    settings: PromptSettings,
+    rng: np.random.Generator,
+    frame: Frame | None,
+) -> np.ndarray:
     boxes = np.array([instance.box for instance in instances], dtype=np.float32).reshape(-1, 4)
     # Jitter comes before or after the change of frame, whichever makes its pixels those that were asked for.
     if settings.jitter_frame == "input":
         if frame is None:
             raise ValueError("jitter_frame is input, so the model's input frame must be given.")
-        return {"boxes": _jittered(frame.to_input(boxes, size), frame.content(size), settings, rng)}
+        return _jittered(frame.to_input(boxes, size), frame.content(size), settings, rng)
     boxes = _jittered(boxes, size, settings, rng)
-    return {"boxes": boxes if frame is None else frame.to_input(boxes, size)}
+    return boxes if frame is None else frame.to_input(boxes, size)
 
 
 def _jittered(

@@ -31,7 +31,8 @@ class PromptedDataset(Dataset[dict[str, Any]]):
     - `pixel_values`: float32 (3, S, S), resized, normalised and padded or squashed by the processor; where the
       processor is that of a `FeatureCache`, a tuple of features instead;
     - `input_boxes`: float32 (N, 4), (x0, y0, x1, y1) in the input frame; or, for point prompts,
-      `input_points`: float32 (N, P, 2), (x, y) in the input frame, and `input_labels`: int64 (N, P), all 1;
+      `input_points`: float32 (N, P, 2), (x, y) in the input frame, and `input_labels`: int64 (N, P), all 1; where the
+      settings mix them, both, and `prompt`: "boxes" or "points", which was drawn;
     - `masks`: bool (N, S, S) in the input frame, False in the padding;
     - `pixel_valid`: bool (S, S), False in the padding and where the sample is void;
     - `name`: the sample's.
@@ -107,9 +108,11 @@ class PromptedDataset(Dataset[dict[str, Any]]):
         inside[:] = True if sample.void is None else torch.from_numpy(~resize_mask(sample.void, resized))
         self._warn_of_large_jitter(sample)
         prompts = make_prompts(instances, sample.size, self.prompts, rng, frame=self.frame)
+        drawn = {"prompt": str(rng.choice(sorted(prompts)))} if len(prompts) > 1 else {}
         return {
             "pixel_values": _first(encoded["pixel_values"]),
             **_as_inputs(prompts),
+            **drawn,
             "masks": masks,
             "pixel_valid": valid,
             "name": sample.name,
@@ -123,7 +126,12 @@ class PromptedDataset(Dataset[dict[str, Any]]):
 
     def _warn_of_large_jitter(self, sample: Sample) -> None:
         prompts = self.prompts
-        if self._warned or not sample.instances or prompts.prompt != "box" or prompts.jitter_max_fraction is not None:
+        if (
+            self._warned
+            or not sample.instances
+            or "box" not in prompts.prompt
+            or prompts.jitter_max_fraction is not None
+        ):
             return
         boxes = sample.boxes
         if prompts.jitter_frame == "input":
@@ -184,8 +192,9 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "input_labels": torch.ones((), dtype=torch.int64),
     }
     batch: dict[str, Any] = {key: _stacked([item[key] for item in items]) for key in ("pixel_values", "pixel_valid")}
+    other = {"boxes": ("input_points", "input_labels"), "points": ("input_boxes",)}.get(items[0].get("prompt", ""), ())
     for key, value in fill.items():
-        if key in items[0]:
+        if key in items[0] and key not in other:
             first = items[0][key]
             filled = value.expand(len(items), most, *first.shape[1:]).clone()
             for row, item in zip(filled, items, strict=True):

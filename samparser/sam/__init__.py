@@ -7,6 +7,7 @@ from .families import FAMILIES, Family, count_coefficients, family_of, neck_targ
 from .frame import Frame, Padded, Squashed, frame_of
 from .lean import lean_decoder
 from .loading import default_processor, load_sam
+from .square_processor import SquareImageProcessor, SquareProcessor
 from .wrapped import image_processor, plain_model
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "Family",
     "Frame",
     "Padded",
+    "SquareImageProcessor",
+    "SquareProcessor",
     "Squashed",
     "changes_before_neck",
     "count_coefficients",

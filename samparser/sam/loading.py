@@ -16,6 +16,7 @@ from samparser._words import shortened
 from .families.base import IncompleteCheckpointError
 from .families.registry import FAMILIES, family_of, known_families, no_family, tuner_only
 from .frame import Padded, frame_of
+from .gated import no_access
 from .wrapped import image_processor
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -37,7 +38,8 @@ def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> t
         FileNotFoundError: There is no such folder, and it can be no name on the hub.
         ValueError: What is there is no checkpoint of a SAM family: a PEFT adapter, another architecture, an incomplete
             checkpoint, or a processor for another input size.
-        OSError: The hub could not be reached, or files are missing or damaged.
+        OSError: The hub could not be reached or gives no access, or files are missing or damaged.
+        ImportError: The model needs a package that is not installed: EdgeTAM needs timm.
     """
     from transformers import AutoConfig
 
@@ -51,6 +53,8 @@ def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> t
         if local:
             _check_json(folder)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except ImportError as error:  # EdgeTAM's config asks for timm
+        raise ImportError(f"{source} needs a package that is not installed: {' '.join(str(error).split())}") from error
     except Exception as error:  # what a file holds in the place of a number or a list ends anywhere in transformers
         raise _load_error(source, local, error) from error
     family = FAMILIES.get(config.model_type)
@@ -64,7 +68,7 @@ def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> t
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     try:
         model = family.load_model(source, config, **options)
-    except IncompleteCheckpointError:
+    except (IncompleteCheckpointError, ImportError):
         raise
     except Exception as error:  # safetensors raises its own type on a damaged file
         raise _load_error(source, local, error) from error
@@ -106,13 +110,16 @@ def _check_json(folder: Path) -> None:
 
 
 def _load_error(source: str, local: bool, error: Exception) -> OSError:
+    why = str(error).rstrip(".")
     if local:
         return OSError(
-            f"The checkpoint in {source} cannot be read: {error} A complete folder has config.json and "
+            f"The checkpoint in {source} cannot be read: {why}. A complete folder has config.json and "
             "model.safetensors, as save_pretrained writes them; pickled .bin weights are not read."
         )
+    if message := no_access(source, error):
+        return OSError(message)
     return OSError(
-        f"{source} is no local folder, and could not be fetched from the Hugging Face hub: {error} Check the spelling "
+        f"{source} is no local folder, and could not be fetched from the Hugging Face hub: {why}. Check the spelling "
         "and the connection. Offline (or with HF_HUB_OFFLINE=1) give the folder of a downloaded checkpoint instead. "
         "For an adapter on the hub, load its base model here, then the adapter with PeftModel.from_pretrained."
     )

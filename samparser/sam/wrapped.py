@@ -35,11 +35,6 @@ def image_processor(processor: Any) -> Any:
     return getattr(processor, "image_processor", processor)
 
 
-def input_size(processor: Any) -> int:
-    """Return the longest side in pixels to which a processor resizes images, 1024 for the published SAMs."""
-    return int(image_processor(processor).size["longest_edge"])
-
-
 def adapter_modules(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield name and module of every layer of PEFT within a module: adapters, and copies of `modules_to_save`."""
     from peft.tuners.tuners_utils import BaseTunerLayer

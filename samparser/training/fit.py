@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from transformers import EarlyStoppingCallback, IntervalStrategy, PrinterCallbac
 from transformers.trainer import TRAINER_STATE_NAME
 
 from samparser._memory import TRAINING, advising
+from samparser._untrusted import read_json
 from samparser.data.flips import RandomlyFlipped
 from samparser.prompts import PromptedDataset, PromptSettings, collate
 from samparser.sam.changes import mark_tuned
@@ -226,7 +226,7 @@ def _run(
     if first_process:
         set_aside(folder.checkpoints, checkpoint)
         # -1: a run without a checkpoint begins anew, before the row of step 0.
-        step = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["global_step"] if checkpoint else -1
+        step = read_json(checkpoint / TRAINER_STATE_NAME)["global_step"] if checkpoint else -1
         folder.rewind_log(step)
     trainer.accelerator.wait_for_everyone()
     with lean_decoder(trainer.model), advising(TRAINING):

@@ -14,7 +14,7 @@ from transformers import Trainer
 from samparser.sam.changes import frozen_before_neck
 from samparser.scoring.losses import LossTerms, segmentation_loss
 from samparser.scoring.table import ScoreTable
-from samparser.tuner import coefficient_parameters
+from samparser.tuner import coefficient_parameters, warn_of_unused_coefficients
 
 from .eval_settings import EvalSettings
 from .evaluation import evaluate
@@ -149,6 +149,7 @@ class SamTrainer(Trainer):
                 kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
                 decay = {"weight_decay": self.args.weight_decay}
                 self.optimizer = kind([{**group, **decay} for group in groups], **options)
+            warn_of_unused_coefficients(self.model, self.optimizer)
         return self.optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

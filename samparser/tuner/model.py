@@ -1,4 +1,4 @@
-"""Tuner model that PEFT drives: injection, merging, saving, mixed batches, and reading what an adapter has learnt."""
+"""Tuner model that PEFT drives: injection, merging, saving and mixed batches."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, Literal
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
@@ -18,9 +19,11 @@ from .base_record import Match, match_base, report
 from .changed_layer import no_terms_yet
 from .choices import check_patterns, chosen_terms
 from .config import COMPILED, PREFIX, SVDCoefficientConfig, hash_of_weights
+from .defaults import MODEL_TYPES, NECK, default_targets
 from .factors import free_coefficients
-from .layer import BASE, Conv2d, Linear, SVDCoefficientLayer
+from .layer import BASE, Conv2d, ConvTranspose2d, Linear, SVDCoefficientLayer
 from .targets import UnsupportedModuleError, refuse_offloaded, resolve_targets, unsupported_reason
+from .training_checks import warn_of_running_statistics
 from .weighted_adapter import check_sum, config_of_sum, fill_sum
 
 
@@ -33,19 +36,9 @@ class SVDCoefficientModel(BaseTuner):
 
     prefix = PREFIX
     tuner_layer_cls = SVDCoefficientLayer
-    target_module_mapping: ClassVar = {
-        model_type: ["vision_encoder.neck"]
-        for model_type in (
-            "sam",
-            "sam_hq",
-            "sam2",
-            "sam2_video",
-            "edgetam",
-            "edgetam_video",
-            "sam3",
-            "sam3_tracker",
-        )
-    }
+    # PEFT's name for such a table; which levels of a neck are live, `default_targets` finds in the model's config.
+    target_module_mapping: ClassVar = {model_type: [NECK] for model_type in MODEL_TYPES}
+    _looked_for_running_statistics = False
 
     # Injection
 
@@ -62,14 +55,21 @@ class SVDCoefficientModel(BaseTuner):
         self.peft_config[adapter_name]._source = None
         self._warn_of_tied_coefficients(adapter_name)
 
+    def _get_module_names_tied_with_embedding(self) -> list[str]:
+        """Find what PEFT would have to keep tied; nothing in models that cannot say what their embeddings are."""
+        try:
+            return super()._get_module_names_tied_with_embedding()
+        except NotImplementedError:  # As models of vision raise where transformers finds no embedding of tokens.
+            return []
+
     def _prepare_adapter_config(self, peft_config: SVDCoefficientConfig, model_config: dict) -> SVDCoefficientConfig:
         if peft_config.target_modules is None:
             model_type = str(model_config.get("model_type"))
-            known = self.target_module_mapping.get(model_type)
+            known = default_targets(model_type, model_config)
             if known is None:
                 raise ValueError(
                     "Please specify `target_modules` in `peft_config`: there is no default target for models of type "
-                    f"{model_type!r} (there is for {', '.join(sorted(self.target_module_mapping))})."
+                    f"{model_type!r} (there is for {', '.join(sorted(MODEL_TYPES))})."
                 )
             peft_config.target_modules = set(known)
         return peft_config
@@ -143,6 +143,8 @@ class SVDCoefficientModel(BaseTuner):
     def _new_layer(self, config: SVDCoefficientConfig, base: nn.Module, name: str, match: Match) -> SVDCoefficientLayer:
         if isinstance(base, nn.Conv2d):
             return Conv2d(base, name, match)
+        if isinstance(base, nn.ConvTranspose2d):
+            return ConvTranspose2d(base, name, match)
         return Linear(base, name, match, fan_in_fan_out=_fan_in_fan_out(config, base))
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
@@ -304,6 +306,9 @@ class SVDCoefficientModel(BaseTuner):
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         adapter_names = kwargs.get("adapter_names")
+        if self.training and not self._looked_for_running_statistics and not torch.compiler.is_compiling():
+            self._looked_for_running_statistics = True
+            warn_of_running_statistics(self.model)
         if adapter_names is None:
             yield
             return

@@ -95,7 +95,7 @@ def test_split_files_as_text_name_one_image_a_line(pool):
         ),
         ({"train": ["001"], "val": ["001.jpg"]}, "lists 001.jpg under train and under val"),
         (["001"], "must be of the form"),
-        ("[" * 50_000, r"split\.json cannot be read: maximum recursion depth"),
+        ("[" * 50_000, r"split\.json cannot be read: it is nested too deeply"),
         ('{"train": [' + "9" * 5000 + "]}", r"split\.json cannot be read: Exceeds the limit \(4300 digits\)"),
     ],
     ids=lambda value: str(value)[:20],

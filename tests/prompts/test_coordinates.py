@@ -2,13 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 from samparser.prompts.coordinates import (
     inside_point,
     jitter_boxes,
     random_points,
-    resized_size,
 )
 from samparser.sam import Padded
 
@@ -69,12 +67,6 @@ def test_an_impossible_range_is_refused():
         jitter_boxes(np.zeros((1, 4)), (9, 9), 5, 2, np.random.default_rng(0))
 
 
-@given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([64, 256, 1024]))
-def test_the_resized_size_is_that_of_transformers(height, width, target):
-    expected = SamImageProcessorPil()._get_preprocess_shape((height, width), target)
-    assert resized_size((height, width), target) == expected
-
-
 def test_coordinates_reach_the_input_frame_as_the_processor_takes_them(tiny_processor):
     size = (37, 53)
     boxes = [[[1.0, 2.0, 30.0, 31.0], [0.0, 0.0, 53.0, 37.0]]]
@@ -86,7 +78,12 @@ def test_coordinates_reach_the_input_frame_as_the_processor_takes_them(tiny_proc
 
 
 def test_the_whole_image_becomes_the_whole_resized_image():
-    assert Padded(64).to_input(np.array([0, 0, 53, 37]), (37, 53)).tolist() == [0, 0, 64, resized_size((37, 53), 64)[0]]
+    assert Padded(64).to_input(np.array([0, 0, 53, 37]), (37, 53)).tolist() == [
+        0,
+        0,
+        64,
+        Padded(64).content((37, 53))[0],
+    ]
 
 
 def test_anything_but_points_and_boxes_is_refused():

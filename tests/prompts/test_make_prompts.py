@@ -45,6 +45,15 @@ def test_jitter_is_that_of_jitter_boxes_in_the_frame_that_was_asked_for():
         make_prompts(instances(), SIZE, settings, rng())
 
 
+def test_mixed_prompts_are_those_of_either_kind():
+    mixed = make_prompts(instances(), SIZE, PromptSettings(prompt="box,point", jitter_max=5.0, points=2), rng())
+    boxes = make_prompts(instances(), SIZE, PromptSettings(jitter_max=5.0), rng())["boxes"]
+    assert np.array_equal(mixed["boxes"], boxes)
+    first = make_prompts(instances(), SIZE, PromptSettings(prompt="point"), rng())["points"]
+    assert np.array_equal(mixed["points"][:, :1], first)
+    assert mixed["points"].shape == (3, 2, 2)
+
+
 def test_points_lie_on_their_instance_and_the_first_one_deepest():
     settings = PromptSettings(prompt="point", points=3)
     points = make_prompts(instances(), SIZE, settings, rng())["points"]

@@ -70,6 +70,16 @@ def test_coefficients_have_a_learning_rate_of_their_own(tiny_sam):
     assert {id(p) for group in (coefficients, rest) for p in group["params"]} == trained
 
 
+def test_the_first_step_names_coefficients_that_got_no_gradient(tiny_sam, tiny_processor, tmp_path, batch):
+    model = get_peft_model(tiny_sam, SVDCoefficientConfig(target_modules=["neck.conv2", "iou_prediction_head.proj_in"]))
+    settings = TrainSettings(str(tmp_path), eval_strategy="no", report_to="none")
+    trainer = SamTrainer(model=model, args=settings, processor=tiny_processor)
+    optimizer = trainer.create_optimizer()
+    trainer.compute_loss(model, batch).backward()
+    with pytest.warns(UserWarning, match="coefficients of mask_decoder.iou_prediction_head.proj_in got no"):
+        optimizer.step()
+
+
 def test_a_model_without_coefficients_has_one_group(tiny_sam):
     (group,) = parameter_groups(tiny_sam, SETTINGS)
     assert len(group["params"]) == len(list(tiny_sam.parameters()))

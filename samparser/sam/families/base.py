@@ -81,6 +81,8 @@ class Family(ABC):
         coefficients: Trained numbers of the neck per published size, one per singular value: min(out, in * kh * kw) of
             each convolution. For reading and testing; `count_coefficients` counts a model at hand.
         checkpoints: Published checkpoints on the Hugging Face hub, and the licence of each.
+        replaces_unstable_masks: Whether the released models, in eval mode, give a single mask that is unstable away for
+            one of those of other heads; `single_mask` switches that off.
         pointwise_first: Full name of the convolution that takes the first of the features, channels last, where that is
             one of 1x1: products with its frozen basis can be kept in place of the features. None: there is no such one.
     """
@@ -92,6 +94,7 @@ class Family(ABC):
     neck_name: ClassVar[str] = "vision_encoder.neck"
     coefficients: ClassVar[Mapping[str, int]] = {}
     checkpoints: ClassVar[Mapping[str, str]] = {}
+    replaces_unstable_masks: ClassVar[bool] = False
     pointwise_first: ClassVar[str | None] = None
 
     @abstractmethod
@@ -130,7 +133,13 @@ class Family(ABC):
                 f"{source} is incomplete: {len(missing)} tensors of {self.model_class} are not in it, first "
                 f"{shortened(missing, 3)}. They would start random and ruin every mask."
             )
+        # A checkpoint that serves several classes may name another one's type.
+        model.config.model_type = self.model_types[0]
         return model.eval()
+
+    def neck_of(self, model: nn.Module) -> str:
+        """Return `neck`, narrowed to the convolutions that have a part in a model's masks."""
+        return self.neck
 
     def encode(self, model: nn.Module, pixel_values: Tensor) -> Features:
         """Return what enters the neck, without gradients and with the whole model in eval mode.

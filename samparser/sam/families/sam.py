@@ -12,7 +12,8 @@ from samparser.sam.frame import Frame, Padded
 from samparser.sam.quiet import quiet_transformers
 from samparser.sam.wrapped import plain_model
 
-from .base import AttentionSite, Family, Features, Rows, config_of
+from .attention import fused_attention
+from .base import AttentionSite, Family, Features, config_of
 
 
 class Sam(Family):
@@ -80,13 +81,8 @@ class Sam(Family):
     def attention_layers(self, model: nn.Module) -> Sequence[AttentionSite]:
         """Return the attention of every transformer layer; queries, keys and values come from one layer, `qkv`."""
         sam: Any = plain_model(model)
-        sites = []
-        for index, layer in enumerate(sam.vision_encoder.layers):
-            name, attention = f"vision_encoder.layers.{index}.attn", layer.attn
-            width = config_of(sam).vision_config.hidden_size
-            query, key, value = (
-                Rows(f"{name}.qkv", attention.qkv, slice(part * width, (part + 1) * width)) for part in range(3)
-            )
-            out = Rows(f"{name}.proj", attention.proj, slice(0, width))
-            sites.append(AttentionSite(name, attention, query, key, value, out))
-        return sites
+        width = config_of(sam).vision_config.hidden_size
+        return [
+            fused_attention(f"vision_encoder.layers.{index}.attn", layer.attn, width)
+            for index, layer in enumerate(sam.vision_encoder.layers)
+        ]
