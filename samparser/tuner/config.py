@@ -56,7 +56,7 @@ COMPILED = "_orig_mod."
 EMBEDDINGS = frozenset(EMBEDDING_LAYER_NAMES)
 """The names of embeddings, which PEFT saves along where they were resized."""
 
-# PEFT's reader itself: `peft_reading` wraps it for those who call it on PeftConfig.
+# PEFT's reader itself: `registration` wraps it for those who call it on PeftConfig.
 _READ = PeftConfig.from_pretrained.__func__
 _CARD_LINE = "This adapter needs `import samparser` (`pip install samparser`) before PEFT can load it."
 

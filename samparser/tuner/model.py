@@ -23,7 +23,7 @@ from .defaults import MODEL_TYPES, NECK, default_targets
 from .factors import free_coefficients
 from .layer import BASE, Conv2d, ConvTranspose2d, Linear, SVDCoefficientLayer
 from .targets import UnsupportedModuleError, refuse_offloaded, resolve_targets, unsupported_reason
-from .training_checks import warn_of_running_statistics
+from .training_loop import warn_of_running_statistics
 from .weighted_adapter import check_sum, config_of_sum, fill_sum
 
 
