@@ -9,19 +9,19 @@ from samparser.sam import neck_targets
 from samparser.tuner import SVDCoefficientConfig
 
 from .registry import method
-from .sam_parts import mask_decoder, transformer_linear_names
+from .sam_parts import mask_decoder, skip_convolutions, transformer_linear_names
 
 
 @method(
     "samparser",
-    summary="the coefficients of the neck's two convolutions, and the mask decoder",
+    summary="the coefficients of the neck's convolutions, and the mask decoder",
     trains_upstream=False,
     paper='"SAM-PARSER (Ours)" of Tables 3 to 5, "Conv. la." of Table 1, "Coefficients" of Table 2',
 )
 def samparser(
     model: nn.Module, parametrization: str = "absolute", rank: int | None = None, save_basis: bool = False
 ) -> nn.Module:
-    """Train what the paper trains: 512 coefficients in the neck and the mask decoder's 4,058,340 parameters.
+    """Train what the paper trains: in SAM 512 coefficients of the neck and the mask decoder's 4,058,340 parameters.
 
     `parametrization`, `rank` and `save_basis` as in `SVDCoefficientConfig`: how the coefficients are trained,
     how many of the leading ones, and whether the bases are saved with them.
@@ -31,14 +31,23 @@ def samparser(
 
 @method(
     "samparser-coefficients",
-    summary="the coefficients of the neck's two convolutions alone: an adapter of a few kilobytes",
+    summary="the coefficients of the neck's convolutions alone: an adapter of a few kilobytes",
     trains_upstream=False,
 )
 def samparser_coefficients(
-    model: nn.Module, parametrization: str = "absolute", rank: int | None = None, save_basis: bool = False
+    model: nn.Module,
+    parametrization: str = "absolute",
+    rank: int | None = None,
+    save_basis: bool = False,
+    skips: bool = False,
 ) -> nn.Module:
-    """Train 512 coefficients in the neck; the mask decoder stays frozen. Options as for `samparser`."""
-    return _tune(model, neck_targets(model), False, parametrization=parametrization, rank=rank, save_basis=save_basis)
+    """Train 512 coefficients in the neck; the mask decoder stays frozen. Options as for `samparser`, and `skips`.
+
+    `skips`: in SAM 2, EdgeTAM and SAM 3 also train the 96 coefficients of conv_s0 and conv_s1, which bring two
+    high-resolution maps of the neck into the mask decoder and are counted to the decoder.
+    """
+    targets = neck_targets(model) + (skip_convolutions(model) if skips else [])
+    return _tune(model, targets, False, parametrization=parametrization, rank=rank, save_basis=save_basis)
 
 
 @method(
@@ -47,19 +56,26 @@ def samparser_coefficients(
     trains_upstream=False,
 )
 def samparser_decoder_coefficients(
-    model: nn.Module, parametrization: str = "absolute", rank: int | None = None, save_basis: bool = False
+    model: nn.Module,
+    parametrization: str = "absolute",
+    rank: int | None = None,
+    save_basis: bool = False,
+    skips: bool = False,
 ) -> nn.Module:
-    """Train coefficients in the mask decoder too, instead of all its weights. Options as for `samparser`."""
+    """Train coefficients in the mask decoder too, instead of all its weights.
+
+    Options as for `samparser-coefficients`.
+    """
     decoder = [
         f"mask_decoder.{name}" for name, module in mask_decoder(model).named_modules() if isinstance(module, nn.Linear)
     ]
-    targets = neck_targets(model) + decoder
+    targets = neck_targets(model) + decoder + (skip_convolutions(model) if skips else [])
     return _tune(model, targets, False, parametrization=parametrization, rank=rank, save_basis=save_basis)
 
 
 @method(
     "bases",
-    summary="the bases of the neck's two convolutions at fixed coefficients, and the mask decoder",
+    summary="the bases of the neck's convolutions at fixed coefficients, and the mask decoder",
     trains_upstream=False,
     paper='"Bases" of Table 2',
 )
@@ -73,7 +89,7 @@ def bases(model: nn.Module, decoder: bool = True) -> nn.Module:
 
 @method(
     "bases+coefficients",
-    summary="bases and coefficients of the neck's two convolutions, and the mask decoder",
+    summary="bases and coefficients of the neck's convolutions, and the mask decoder",
     trains_upstream=False,
     paper='"Bases" and "Coefficients" of Table 2',
 )
@@ -96,7 +112,7 @@ def transformer(model: nn.Module, parametrization: str = "absolute", decoder: bo
 
     `decoder`: also train the mask decoder.
     """
-    return _tune(model, transformer_linear_names(model), decoder, parametrization=parametrization)
+    return _tune(model, transformer_linear_names(model, "transformer"), decoder, parametrization=parametrization)
 
 
 @method(
@@ -107,7 +123,8 @@ def transformer(model: nn.Module, parametrization: str = "absolute", decoder: bo
 )
 def transformer_and_neck(model: nn.Module, parametrization: str = "absolute", decoder: bool = True) -> nn.Module:
     """Train 37,376 coefficients in ViT-B. `decoder`: also train the mask decoder."""
-    return _tune(model, transformer_linear_names(model) + neck_targets(model), decoder, parametrization=parametrization)
+    targets = transformer_linear_names(model, "transformer+conv") + neck_targets(model)
+    return _tune(model, targets, decoder, parametrization=parametrization)
 
 
 def _tune(model: nn.Module, targets: list[str], decoder: bool, **fields: object) -> nn.Module:
