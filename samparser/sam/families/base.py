@@ -188,6 +188,10 @@ class Family(ABC):
         """Return the attention layers of the image encoder from first to last; none where it has none."""
         return []
 
+    def idle(self, model: nn.Module) -> tuple[str, ...]:
+        """Return the full names of modules and parameters that no mask depends on, whatever the prompt: none."""
+        return ()
+
 
 def config_of(model_or_config: Any) -> Any:
     """Return the config of a model, wrapped or not; a config as it is."""
