@@ -25,6 +25,7 @@ from benchmarks.profile import measure_where_time_goes
 from benchmarks.scale import measure_scale
 from benchmarks.startup import measure_startup
 from benchmarks.steps import measure_steps
+from benchmarks.transposed import LAYERS, SMALL, measure_transposed
 from transformers import HfArgumentParser
 
 
@@ -36,7 +37,9 @@ class Arguments:
     quick: bool = field(default=False, metadata={"help": "Use a tiny SAM and two rounds: a test, not a measurement."})
     only: list[str] = field(
         default_factory=list,
-        metadata={"help": "Parts: layers, evaluation, mixed, steps, startup, many, scale, profile; all if none."},
+        metadata={
+            "help": "Parts: layers, transposed, evaluation, mixed, steps, startup, many, scale, profile; all if none."
+        },
     )
     rounds: int | None = field(default=None, metadata={"help": "Rounds of each comparison."})
     step_rounds: int | None = field(default=None, metadata={"help": "Rounds of whole training steps."})
@@ -59,6 +62,10 @@ def main(arguments: Arguments) -> None:
     figure = None if arguments.figure is None else Path(arguments.figure)
     parts: dict[str, tuple[str, Callable[[], str]]] = {
         "layers": ("One layer", lambda: measure_layers(layers, side, rounds)),
+        "transposed": (
+            "Transposed convolutions",
+            lambda: measure_transposed(SMALL if arguments.quick else LAYERS, rounds),
+        ),
         "evaluation": ("One layer in evaluation", lambda: measure_evaluation(layers, side, rounds)),
         "mixed": ("A batch of several adapters", lambda: measure_mixed_batch(layers, side, rounds)),
         "steps": ("A training step", lambda: measure_steps(size, step_rounds, main_methods=arguments.full)),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -117,6 +119,31 @@ def refuse_slow(patterns: Iterable[tuple[str, str]]) -> None:
                 "expressions of at most 500 characters, without repeated groups, references and look-around, and with "
                 "at most three parts that repeat, such as '.*'. Put names of modules there."
             )
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        OSError: It cannot be opened.
+        ValueError: It is no JSON, is nested too deeply or has a number of thousands of digits; the message names it.
+    """
+    try:
+        return parse_json(Path(path).read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON that can be read: {error}") from error
+
+
+def parse_json(text: str) -> Any:
+    """Return what a JSON text holds.
+
+    Raises:
+        ValueError: It is no JSON, is nested too deeply or has a number of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 class Fields(dict[str, Any]):

@@ -109,8 +109,9 @@ def training_step(model: nn.Module, pixel_values: Tensor, batch: dict[str, Tenso
     optimizer.step()
     optimizer.zero_grad()
 
-    def run(features: Tensor = pixel_values) -> None:
-        output = model(pixel_values=features.to(device()), input_boxes=batch["input_boxes"], multimask_output=False)
+    def run(pixels: Tensor | tuple[Tensor, ...] = pixel_values) -> None:
+        there = tuple(part.to(device()) for part in pixels) if isinstance(pixels, tuple) else pixels.to(device())
+        output = model(pixel_values=there, input_boxes=batch["input_boxes"], multimask_output=False)
         logits, masks, valid = output.pred_masks[:, :, 0], batch["masks"], batch["pixel_valid"]
         if small_loss:
             masks = F.interpolate(masks.float(), size=logits.shape[-2:], mode="area") >= 0.5

@@ -76,16 +76,16 @@ def _read_many(images: int, shape: tuple[int, int, int]) -> list[tuple[int, tupl
     marks = {images // 10, images // 3, images}
     points = []
     with tempfile.TemporaryDirectory() as folder:
-        store = FeatureStore(Path(folder), "synthetic", shape, torch.float16)
+        store = FeatureStore(Path(folder), "synthetic", (shape,), torch.float16)
         features = torch.from_numpy(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
         keys = [f"{number:064x}" for number in range(images)]
         for key in keys:
-            store.write(key, features)
-        store.read(keys[0]).clone()
+            store.write(key, (features,))
+        store.read(keys[0])[0].clone()
         first, seconds = _own_memory(), []
         for number, key in enumerate(keys, start=1):
             start = now()
-            store.read(key).clone()
+            store.read(key)[0].clone()
             seconds.append(now() - start)
             if number in marks:
                 points.append((number, (statistics.median(seconds), max(0.0, _own_memory() - first))))

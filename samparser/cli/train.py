@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from samparser._options import option
+from samparser._untrusted import parse_json
 from samparser._words import count
 from samparser.data import DataSettings
 from samparser.methods import build, describe, save_trained
@@ -93,9 +93,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def _method_options(text: str) -> dict[str, Any]:
     try:
-        options = json.loads(text)
+        options = parse_json(text)
     except ValueError as error:
-        raise ValueError(f"--method_options is not JSON ({error}): {text!r}") from error
+        raise ValueError(f"--method_options is not JSON ({error}): {text[:80]!r}") from error
     if not isinstance(options, dict):
         raise ValueError(f'--method_options must be a JSON object such as {{"rank": 64}}; got {text}')
     return options

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 import uuid
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from samparser._untrusted import read_json
 from samparser.methods import describe, save_trained
 from samparser.scoring.table import ScoreTable
 from samparser.training import EvalSettings, TrainSettings, evaluate, train
@@ -74,7 +74,7 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
         )
         assert result.scores is not None
         scores = result.scores
-        runtime = json.loads((folder / "finished.json").read_text("utf-8")).get("train_runtime")
+        runtime = read_json(folder / "finished.json").get("train_runtime")
         # Of a run that was stopped in between, only the last part was timed.
         whole = runtime is not None and not resume and result.steps > 0
         timing = {"steps": result.steps, "seconds_per_step": runtime / result.steps if whole else None}

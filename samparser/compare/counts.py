@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, SamConfig
+from transformers import AutoConfig
 
 from samparser.methods.cost import method_cost
+from samparser.sam import FAMILIES
 from samparser.training.environment import versions
 
 from .experiment import Experiment, MethodRow
@@ -36,14 +37,14 @@ def count_rows(experiment: Experiment, say: Callable[[str], None]) -> dict[str, 
     return costs
 
 
-def counted(row: MethodRow, config: SamConfig | None) -> dict[str, Any]:
+def counted(row: MethodRow, config: Any) -> dict[str, Any]:
     """Count a row: trained parameters, bytes of the trained part's file, `macs` (see `samparser.methods.cost.Cost`)."""
     cost = method_cost(row.method, row.options, config=config)
     macs = {name: getattr(cost, f"{name}_macs") for name in ("forward", "step", "cached_step", "merged")}
     return {"trained": cost.trained, "bytes": cost.bytes_on_disk, "macs": {**macs, "form": cost.form}}
 
 
-def _config(experiment: Experiment) -> SamConfig:
+def _config(experiment: Experiment) -> Any:
     path = experiment.model_path()
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
@@ -52,6 +53,6 @@ def _config(experiment: Experiment) -> SamConfig:
             f"{experiment.name}: the model {experiment.model!r} has no configuration that can be read ({error}). Give "
             f"a folder with config.json, relative to {Path(experiment.file).parent}, or a name on the hub."
         ) from error
-    if not isinstance(config, SamConfig):
+    if config.model_type not in FAMILIES:
         raise ExperimentError(f"{experiment.name}: the model {experiment.model!r} is no SAM but {config.model_type!r}.")
     return config

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from samparser._untrusted import read_json
 from samparser.data import DataSettings
 from samparser.data.layouts import LAYOUTS
 from samparser.data.settings import SPLITS
@@ -34,11 +34,11 @@ def load_experiment(path: str | Path) -> Experiment:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise ExperimentError(f"The experiment file {path} cannot be read: {error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise ExperimentError(f"The experiment file {path} is not JSON: {error}.") from error
+    except ValueError as error:
+        raise ExperimentError(f"The experiment file {error}.") from error
     return parse_experiment(content, path)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from samparser.sam.changes import frozen_before_neck
+from samparser.sam.families import family_of
 from samparser.training import TrainSettings
 from samparser.training.trainer import batch_loss, fused_adam, mask_logits, parameter_groups
 
@@ -75,8 +77,7 @@ def cost_settings(workspace: Workspace, row: MethodRow) -> dict[str, Any]:
 
 
 def _step(model: nn.Module, settings: TrainSettings, device: torch.device) -> Callable[[], object]:
-    config: Any = model.config
-    size = config.vision_config.image_size
+    size = family_of(model, "Measuring a step").frame(model).size
     generator = torch.Generator().manual_seed(0)
     corner, side = size / 4, size // 2
     masks = torch.zeros((1, 1, size, size), dtype=torch.bool)
@@ -95,6 +96,8 @@ def _step(model: nn.Module, settings: TrainSettings, device: torch.device) -> Ca
         return torch.no_grad()(lambda: mask_logits(model, batch))
     optimizer = fused_adam(groups, settings)
     model.train()
+    for part in frozen_before_neck(model):
+        part.eval()
 
     def step() -> None:
         optimizer.zero_grad()

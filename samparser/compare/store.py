@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from samparser._files import write_text
+from samparser._untrusted import read_json
 from samparser.training.run_folder import differences
 
 from .strict import ExperimentError
@@ -37,9 +38,9 @@ class ResultStore:
         if not path.is_file():
             return None
         try:
-            result = json.loads(path.read_text("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ExperimentError(f"{path} is not JSON ({error}). Delete it to run its cell again.") from error
+            result = read_json(path)
+        except ValueError as error:
+            raise ExperimentError(f"{error}. Delete it to run its cell again.") from error
         lacking = [name for name in fields if not isinstance(result, dict) or name not in result]
         if lacking or not isinstance(result["settings"], dict):
             raise ExperimentError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+
+from samparser._untrusted import parse_json
 
 from .readers.paths import read_text
 from .readers.reader import Reader
@@ -106,7 +107,7 @@ def read_split_file(base: Path, split_file: str) -> dict[str, list[str]]:
     """Return the names listed for each split."""
     try:
         if split_file.endswith(".json"):
-            lists = json.loads(_text(base / split_file))
+            lists = parse_json(_text(base / split_file))
             if not isinstance(lists, dict) or not all(isinstance(names, list) for names in lists.values()):
                 raise DataError(f'{base / split_file} must be of the form {{"train": [names], "val": [names]}}.')
             return {part: [str(name) for name in names] for part, names in lists.items()}
@@ -118,7 +119,9 @@ def read_split_file(base: Path, split_file: str) -> dict[str, list[str]]:
             for part, path in files.items()
             if path.exists()
         }
-    except (json.JSONDecodeError, RecursionError) as error:
+    except DataError:
+        raise
+    except ValueError as error:
         raise DataError(f"The split file {base / split_file} cannot be read: {error}.") from error
 
 

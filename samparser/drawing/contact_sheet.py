@@ -10,8 +10,8 @@ import numpy as np
 
 from samparser._extras import require
 from samparser._words import count
-from samparser.prompts.coordinates import rescaled, resized_size
 from samparser.prompts.resize import resize_instance
+from samparser.sam.frame import Padded, rescaled
 
 from .figures import save_picture
 from .overlays import overlay
@@ -32,7 +32,7 @@ _GAP = 12
 def draw_cell(sample: Sample, part: str, classes: Mapping[int, str]) -> Image.Image:
     """Draw one image of the sheet: masks filled, tight boxes, and class names if there are several."""
     pillow, drawing, fonts = _pillow()
-    height, width = (max(1, side) for side in resized_size(sample.size, _SIDE))
+    height, width = (max(1, side) for side in Padded(_SIDE).content(sample.size))
     small = np.asarray(pillow.fromarray(sample.image).resize((width, height), pillow.Resampling.LANCZOS))
     masks = np.zeros((len(sample.instances), height, width), dtype=bool)
     for mask, instance in zip(masks, sample.instances, strict=True):

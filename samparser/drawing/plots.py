@@ -135,8 +135,8 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
+        except (ValueError, RecursionError) as error:
+            if number == len(lines) and isinstance(error, json.JSONDecodeError):
                 break
             raise ValueError(f"{path}, line {number} is not JSON: {line[:60]!r}") from error
         if not isinstance(row, dict):

@@ -24,12 +24,16 @@ from torch import Tensor, nn
 
 from samparser._files import write_text
 from samparser._words import count
+from samparser.sam.changes import changes_before_neck, changes_in_neck
+from samparser.sam.families import Features, family_of
+from samparser.sam.families.base import config_of
 from samparser.sam.lean import lean_decoder
 from samparser.sam.loading import check_processor
-from samparser.sam.modes import catching_neck_input, evaluating
-from samparser.sam.wrapped import changes_before_neck, changes_in_neck, image_processor, plain_sam
+from samparser.sam.modes import evaluating
+from samparser.sam.wrapped import image_processor, plain_model
 
-from .keys import image_key, upstream_fingerprint, upstream_tensors
+from .from_features import taking_features
+from .keys import image_key, named_tensors, upstream_fingerprint
 from .offload import EncoderAside
 from .store import DamagedFeaturesError, FeatureStore, MissingFeaturesError
 
@@ -44,12 +48,13 @@ _GB = 1e9
 class FeatureCache:
     """Features of images on disk, for a SAM of which nothing before the neck is trained.
 
-    `form` is what is stored for an image whose encoder has h * w patches (64 * 64 for 1024 pixels):
+    `form` is what is stored for an image; sizes are those of SAM's ViT-B, whose encoder has h * w = 64 * 64 patches:
 
-    - "tokens": (h, w, C), what enters the neck. ViT-B: 6.3 MB in float16.
-    - "projection": (h, w, r), the tokens times `projection` (r, C), where the neck's first layer goes on from
-      there. With conv1's frozen basis `Vh` a third of the bytes on ViT-B.
-    - "embedding": (c, h, w), the image embedding; chosen where nothing in the neck is trained or adapted.
+    - "tokens": what enters the neck, one tensor or more, see `Family.encode`; (h, w, C), 6.3 MB in float16.
+    - "projection": (h, w, r), the first of these times `projection` (r, C), where the neck's first layer goes on from
+      there, in families with a `pointwise_first`. With conv1's frozen basis `Vh` a third of the bytes.
+    - "embedding": (c, h, w), the image embedding; chosen where nothing in the neck is trained or adapted and the
+      family has an `embedding_shape`. Elsewhere a part of the decoder has worked on it.
 
     Features depend on the image, the weights before that place, the preprocessing and the input size. All of these are
     hashed into an entry's name and checked when it is read, so a folder may serve many models, and features of another
@@ -59,14 +64,14 @@ class FeatureCache:
 
     Args:
         folder: Where features go; made when needed.
-        model: SamModel, or a PeftModel around one.
-        processor: Its SamProcessor.
+        model: A model of a SAM family, or a PeftModel around one.
+        processor: Its processor.
         dtype: torch.float16, or torch.float32 for twice the bytes.
         projection: See `form`; the caller sees to it that the neck's first layer takes the result.
         limit_gb: Refuse to fill the cache beyond so many gigabytes (1e9 bytes) on disk.
 
     Raises:
-        TypeError: The model is not a SamModel.
+        TypeError: The model is of no SAM family.
         ValueError: Something before the features is trained or adapted, or an argument is not possible.
     """
 
@@ -80,7 +85,7 @@ class FeatureCache:
         projection: Tensor | None = None,
         limit_gb: float | None = None,
     ) -> None:
-        sam = plain_sam(model, "Caching features")
+        family = family_of(model, "Caching features")
         if dtype not in _DTYPES:
             raise ValueError(
                 f"Features are stored as torch.float16 or torch.float32, not as {dtype}: bfloat16 takes the bytes of "
@@ -89,16 +94,19 @@ class FeatureCache:
         if limit_gb is not None and not limit_gb > 0:
             raise ValueError(f"limit_gb must be more than 0 gigabytes; got {limit_gb}.")
         check_processor(model, processor)
-        self._model, self._sam, self._projection, self._limit = model, sam, projection, limit_gb
+        self._model, self._family, self._projection, self._limit = model, family, projection, limit_gb
+        self._sam: Any = plain_model(model)
         self._images = image_processor(processor)
-        self.form: Form = _form(model, projection)
+        self.form: Form = self._form()
         _refuse_changes_before_neck(model)
-        upstream = upstream_tensors(sam.vision_encoder, with_neck=self.form == "embedding")
-        config = sam.config.vision_config.to_dict()
-        fingerprint = upstream_fingerprint(upstream.items(), config, self._images, self.form, projection)
+        parts = family.upstream(model)
+        if self.form == "embedding":
+            parts |= {family.neck_name: self._sam.get_submodule(family.neck_name)}
+        config = config_of(model).vision_config.to_dict()
+        fingerprint = upstream_fingerprint(named_tensors(parts).items(), config, self._images, self.form, projection)
         self.folder = Path(folder)
         name = f"{fingerprint[:16]}-{self.form}-{_DTYPES[dtype]}"
-        self.store = FeatureStore(self.folder / name, fingerprint, self._shape(), dtype)
+        self.store = FeatureStore(self.folder / name, fingerprint, self._shapes(), dtype)
         self._aside: EncoderAside | None = None
 
     @property
@@ -106,34 +114,36 @@ class FeatureCache:
         """What takes the place of the model's processor: it gives stored features as `pixel_values`."""
         return FeatureProcessor(self._images, self.store)
 
-    def encode(self, image: np.ndarray) -> Tensor:
+    def encode(self, image: np.ndarray) -> Features:
         """Compute the features of an image, uint8 RGB (H, W, 3), on the model's device, without the cache.
+
+        Returns:
+            One tensor or more, without a batch axis.
 
         Raises:
             RuntimeError: The encoder is put away, inside `feeding`.
         """
         if self._aside is not None:
             raise RuntimeError("The image encoder is put away inside `feeding`; leave the block to encode images.")
-        encoder = self._sam.vision_encoder
-        weight = next(encoder.parameters())
+        weight = next(self._sam.parameters())
         pixels = self._images(image, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
-        with evaluating(self._model), catching_neck_input(encoder.neck) as entered:
-            embedding = encoder(pixels.to(weight.device, weight.dtype)).last_hidden_state[0]
-        tokens = entered[0][0]
-        if self.form == "embedding":
-            return embedding
+        with evaluating(self._model):
+            features = self._family.encode(self._model, pixels.to(weight.device, weight.dtype))
+            if self.form == "embedding":
+                features = (self._family.embed(self._model, features)["image_embeddings"],)
+        first, *others = (tensor[0] for tensor in features)
         if self._projection is not None:
             # In the projection's own width: rounding comes once, when the result is stored.
-            return tokens.to(self._projection.dtype) @ self._projection.T.to(tokens.device)
-        return tokens
+            first = first.to(self._projection.dtype) @ self._projection.T.to(first.device)
+        return first, *others
 
-    def features(self, image: np.ndarray) -> Tensor:
+    def features(self, image: np.ndarray) -> Features:
         """Return the features of an image as stored; computed and stored first if they are not there or damaged."""
         key = image_key(image)
         stored = self._stored(key)
         return self.store.write(key, self.encode(image)) if stored is None else stored
 
-    def _stored(self, key: str) -> Tensor | None:
+    def _stored(self, key: str) -> Features | None:
         """Return the features under a key; None where they are not there, or damaged, of which a warning tells."""
         try:
             return self.store.read(key)
@@ -213,31 +223,49 @@ class FeatureCache:
             raise RuntimeError("This cache already feeds its model.")
         self.store.folder.mkdir(parents=True, exist_ok=True)
         weights = self.store.folder / "encoder.safetensors"
+        upstream = self._family.upstream(self._model)
+        dtype = next(iter(named_tensors(upstream).values())).dtype
         after_neck = self.form == "embedding"
-        self._aside = EncoderAside(self._sam.vision_encoder, self.store.shape, weights, after_neck=after_neck)
+        self._aside = EncoderAside(self._sam, upstream, weights)
         try:
-            with lean_decoder(self._sam):
+            shapes = self.store.shapes
+            with (
+                taking_features(self._sam, self._family, shapes, dtype, after_neck=after_neck),
+                lean_decoder(self._sam),
+            ):
                 yield self.processor
         finally:
             self._aside.restore()
             self._aside = None
 
-    def _shape(self) -> tuple[int, ...]:
-        config = self._sam.config.vision_config
-        side = config.image_size // config.patch_size
-        if self.form == "embedding":
-            return (config.output_channels, side, side)
+    def _form(self) -> Form:
         if self._projection is None:
-            return (side, side, config.hidden_size)
-        if self._projection.ndim != 2 or self._projection.shape[1] != config.hidden_size:
+            kept = self._family.embedding_shape(self._sam.config) is not None and not changes_in_neck(self._model)
+            return "embedding" if kept else "tokens"
+        if self._family.pointwise_first is None:
             raise ValueError(
-                f"The projection must be a matrix (rank, {config.hidden_size}) for tokens of {config.hidden_size} "
-                f"channels; got {tuple(self._projection.shape)}."
+                f"A projection stands for the first layer of the neck, and the neck of a {self._family.model_class} "
+                "does not begin with one 1x1 convolution. Leave the projection out."
             )
-        return (side, side, self._projection.shape[0])
+        return "projection"
+
+    def _shapes(self) -> tuple[tuple[int, ...], ...]:
+        entering = self._family.feature_shapes(self._sam.config)
+        embedding = self._family.embedding_shape(self._sam.config)
+        if self.form == "embedding" and embedding is not None:
+            return (embedding,)
+        if self._projection is None:
+            return tuple(entering)
+        *places, channels = entering[0]
+        if self._projection.ndim != 2 or self._projection.shape[1] != channels:
+            raise ValueError(
+                f"The projection must be a matrix (rank, {channels}) for tokens of {channels} channels; got "
+                f"{tuple(self._projection.shape)}."
+            )
+        return ((*places, self._projection.shape[0]), *entering[1:])
 
     def _aside_bytes(self) -> int:
-        upstream = upstream_tensors(self._sam.vision_encoder, with_neck=False)
+        upstream = named_tensors(self._family.upstream(self._model))
         return sum(tensor.numel() * tensor.dtype.itemsize for tensor in upstream.values())
 
     def _write_description(self) -> None:
@@ -246,7 +274,7 @@ class FeatureCache:
         about = {
             "fingerprint": self.store.fingerprint,
             "form": self.form,
-            "shape": self.store.shape,
+            "shapes": self.store.shapes,
             "dtype": str(self.store.dtype),
             "model": getattr(self._sam.config, "_name_or_path", ""),
             "preprocessing": self._images.to_dict(),
@@ -267,26 +295,20 @@ class FeatureProcessor:
     def __init__(self, images: Any, store: FeatureStore) -> None:
         self._images, self._store = images, store
 
-    def __call__(self, image: np.ndarray, **_: Any) -> dict[str, Tensor]:
-        """Return `pixel_values`: the features (1, ...) of an image, uint8 RGB (H, W, 3).
+    def __call__(self, image: np.ndarray, **_: Any) -> dict[str, Features]:
+        """Return `pixel_values`: the features of an image, uint8 RGB (H, W, 3), a tuple of tensors (1, ...).
 
         Raises:
             MissingFeaturesError: The image is not in the cache.
             DamagedFeaturesError: Its entry is damaged.
         """
-        return {"pixel_values": self._store.read(image_key(image))[None]}
+        return {"pixel_values": tuple(tensor[None] for tensor in self._store.read(image_key(image)))}
 
     def __getattr__(self, name: str) -> Any:
         # While an instance is unpickled it has no attributes yet.
         if name.startswith("__") or name in ("_images", "_store"):
             raise AttributeError(name)
         return getattr(self._images, name)
-
-
-def _form(model: nn.Module, projection: Tensor | None) -> Form:
-    if projection is not None:
-        return "projection"
-    return "tokens" if changes_in_neck(model) else "embedding"
 
 
 def _refuse_changes_before_neck(model: nn.Module) -> None:

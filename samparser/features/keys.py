@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from samparser._hashing import sha256_of
 
 # Part of every fingerprint; raised when entries of an older release must not be read.
-FORMAT = 2
+FORMAT = 3
 
 # Settings of a processor and of a configuration that do not touch the features.
 _NOT_UPSTREAM = {"mask_size", "mask_pad_size", "processor_class", "image_processor_type"}
@@ -53,7 +53,16 @@ def upstream_fingerprint(
     return sha256_of(*parts)
 
 
-def upstream_tensors(encoder: nn.Module, *, with_neck: bool) -> dict[str, Tensor]:
-    """Return weights and buffers of an image encoder by name, with those of its neck or without."""
-    state = encoder.state_dict()
-    return {name: tensor for name, tensor in state.items() if with_neck or not name.startswith("neck.")}
+def named_tensors(parts: Mapping[str, nn.Module | nn.Parameter]) -> dict[str, Tensor]:
+    """Return the weights and buffers that `state_dict` has of parts of a model, by full name.
+
+    Args:
+        parts: Modules and parameters by full name, such as `Family.upstream` gives.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        if isinstance(part, nn.Module):
+            tensors |= {f"{name}.{inner}": tensor for inner, tensor in part.state_dict(keep_vars=True).items()}
+        else:
+            tensors[name] = part
+    return tensors

@@ -1,7 +1,8 @@
-"""An image encoder without its frozen part: it takes cached features where images went in."""
+"""The part of a model before its neck, out of memory for a while."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from samparser._files import replacing
 from samparser._hashing import sha256_of
 
+from .keys import named_tensors
 from .store import DamagedFeaturesError
 
 _LOAD_AGAIN = (
@@ -21,69 +23,45 @@ _LOAD_AGAIN = (
 )
 
 
-class FeatureInput(nn.Module):
-    """A module that stands where the patch embedding stood and lets features through.
+class PutAside(nn.Module):
+    """A module in the place of one that is put aside, which can do nothing."""
 
-    Args:
-        shape: Of the features of one image.
-        dtype: What the features are converted to: that of the encoder put away.
-    """
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        super().__init__()
-        self.shape, self.dtype = shape, dtype
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return features (B, *shape) in the encoder's dtype.
-
-        Raises:
-            ValueError: The input is an image, or has another shape.
-        """
-        if tuple(features.shape[1:]) != self.shape:
-            raise ValueError(
-                f"This model's frozen image encoder is put away while it works from cached features of shape "
-                f"(batch, {', '.join(map(str, self.shape))}); it got {tuple(features.shape)}. Feed it what the cache's "
-                "processor gives, or leave the cache's `feeding` block to use images again."
-            )
-        return features.to(self.dtype)
+    def forward(self, *_: Any, **__: Any) -> Any:
+        """Raise an error that says where the module is."""
+        raise RuntimeError(
+            "This model's frozen image encoder is put away while it works from cached features. Leave the cache's "
+            "`feeding` block to use images again."
+        )
 
 
 class EncoderAside:
-    """The frozen part of an image encoder, put aside with its weights on disk until `restore`.
+    """The frozen parts of an image encoder, put aside with their weights on disk until `restore`.
 
     Args:
-        encoder: transformers' SamVisionEncoder.
-        shape: Of the features of one image.
+        model: The plain model.
+        parts: Its parts to put aside, by full name: what `Family.upstream` gives.
         weights: File for the weights; one that holds them already is kept, any other is replaced.
-        after_neck: The features are what the neck gives, not what enters it.
     """
 
-    def __init__(self, encoder: Any, shape: tuple[int, ...], weights: Path, *, after_neck: bool) -> None:
-        self._encoder, self._weights = encoder, weights
-        self._parts = {"patch_embed": encoder.patch_embed, "layers": encoder.layers}
-        self._position = encoder.pos_embed
-        self._neck = encoder.neck
-        self._tensors = dict(_tensors(self._parts, self._position))
+    def __init__(self, model: nn.Module, parts: Mapping[str, nn.Module | nn.Parameter], weights: Path) -> None:
+        self._model, self._parts, self._weights = model, dict(parts), weights
+        self._tensors = named_tensors(parts)
         if not _holds(weights, self._tensors):
             with replacing(weights) as temporary:
                 save_file({name: t.detach().cpu().contiguous() for name, t in self._tensors.items()}, temporary)
         self._hash = sha256_of(*self._tensors.values())
-        dtype = next(iter(self._tensors.values())).dtype
         for tensor in self._tensors.values():
             tensor.data = tensor.data.new_empty(0)
-        encoder.patch_embed = FeatureInput(shape, dtype)
-        encoder.layers = nn.ModuleList()
-        encoder.pos_embed = None
-        if after_neck:
-            encoder.neck = nn.Identity()
+        for name, part in self._parts.items():
+            self._put(name, PutAside() if isinstance(part, nn.Module) else None)
 
     def restore(self) -> None:
-        """Give the encoder its frozen part back: the same parameter objects with the same values, on its device.
+        """Give the model its parts back: the same parameter objects with the same values, on its device.
 
         Raises:
             DamagedFeaturesError: The file with the weights is gone or has changed meanwhile.
         """
-        device = next(self._neck.parameters()).device
+        device = next(self._model.parameters()).device
         try:
             values = load_file(self._weights)
             # A copy: the loaded tensors may still be the file, which is not ours to rely on from here on.
@@ -94,10 +72,12 @@ class EncoderAside:
             raise DamagedFeaturesError(f"{self._weights} has changed since it was written. {_LOAD_AGAIN}")
         for name, tensor in self._tensors.items():
             tensor.data = back[name].to(device)
-        self._encoder.patch_embed = self._parts["patch_embed"]
-        self._encoder.layers = self._parts["layers"]
-        self._encoder.pos_embed = self._position
-        self._encoder.neck = self._neck
+        for name, part in self._parts.items():
+            self._put(name, part)
+
+    def _put(self, name: str, part: nn.Module | nn.Parameter | None) -> None:
+        parent, _, child = name.rpartition(".")
+        setattr(self._model.get_submodule(parent), child, part)
 
 
 def _holds(file: Path, tensors: dict[str, Tensor]) -> bool:
@@ -109,12 +89,3 @@ def _holds(file: Path, tensors: dict[str, Tensor]) -> bool:
             return all(torch.equal(stored.get_tensor(name), tensor.detach().cpu()) for name, tensor in tensors.items())
     except (OSError, SafetensorError):
         return False
-
-
-def _tensors(parts: dict[str, nn.Module], position: Tensor | None) -> list[tuple[str, Tensor]]:
-    named = [
-        (f"{part}.{name}", tensor)
-        for part, module in parts.items()
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]
-    ]
-    return [*named, *([] if position is None else [("pos_embed", position)])]

@@ -13,7 +13,8 @@ from torch import Tensor
 from samparser._files import remove_abandoned, replacing
 from samparser._hashing import sha256_of
 
-_NAME = "features"
+# Of the tensors of an entry, by their place.
+_NAME = "features{}".format
 
 
 class FeaturesError(RuntimeError):
@@ -39,25 +40,25 @@ class FeatureStore:
     Attributes:
         folder: Where the entries are; other fingerprints have folders of their own beside it.
         fingerprint: What the features were computed with; every entry carries it and is refused under another one.
-        shape: Of every entry.
-        dtype: torch.float16 or torch.float32. An entry whose values do not fit into float16 is stored as float32.
+        shapes: Of the tensors of every entry.
+        dtype: torch.float16 or torch.float32. A tensor whose values do not fit into float16 is stored as float32.
     """
 
     folder: Path
     fingerprint: str
-    shape: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
     dtype: torch.dtype
 
     @property
     def entry_bytes(self) -> int:
         """Return the size of an entry on disk, a header of a few hundred bytes aside."""
-        return int(torch.Size(self.shape).numel() * self.dtype.itemsize)
+        return sum(torch.Size(shape).numel() for shape in self.shapes) * self.dtype.itemsize
 
     def path(self, key: str) -> Path:
         """Return the file of an image's features."""
         return self.folder / key[:2] / f"{key}.safetensors"
 
-    def read(self, key: str) -> Tensor:
+    def read(self, key: str) -> tuple[Tensor, ...]:
         """Return the features of an image, after comparing their checksum.
 
         Args:
@@ -71,7 +72,8 @@ class FeatureStore:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                features = file.get_tensor(_NAME).clone()  # a copy: what is compared is what is used
+                # A copy: what is compared is what is used.
+                features = tuple(file.get_tensor(_NAME(place)).clone() for place in range(len(self.shapes)))
         except FileNotFoundError:
             raise MissingFeaturesError(
                 f"No features of this image in {self.folder}: {path.name} is not there. Fill the cache with all images "
@@ -82,34 +84,36 @@ class FeatureStore:
             raise DamagedFeaturesError(f"{path} cannot be read ({error}). {_REFILL}") from error
         if (metadata.get("fingerprint"), metadata.get("image")) != (self.fingerprint, key):
             raise DamagedFeaturesError(f"{path} belongs to another model or image. {_REFILL}")
-        if tuple(features.shape) != self.shape or features.dtype not in (self.dtype, torch.float32):
-            raise DamagedFeaturesError(
-                f"{path} holds {features.dtype} {tuple(features.shape)} instead of {self.dtype} {self.shape}. {_REFILL}"
-            )
-        if metadata.get("sha256") != sha256_of(features):
+        for tensor, shape in zip(features, self.shapes, strict=True):
+            if tuple(tensor.shape) != shape or tensor.dtype not in (self.dtype, torch.float32):
+                raise DamagedFeaturesError(
+                    f"{path} holds {tensor.dtype} {tuple(tensor.shape)} instead of {self.dtype} {shape}. {_REFILL}"
+                )
+        if metadata.get("sha256") != sha256_of(*features):
             raise DamagedFeaturesError(f"{path} has changed since it was written: its checksum differs. {_REFILL}")
         return features
 
-    def write(self, key: str, features: Tensor) -> Tensor:
+    def write(self, key: str, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Store the features of an image and return them as stored; the file appears whole or not at all.
 
         Raises:
             ValueError: The features have another shape than the store's, or are not finite.
         """
-        if tuple(features.shape) != self.shape:
-            raise ValueError(f"Features have shape {tuple(features.shape)}, the store's is {self.shape}.")
-        if not bool(features.isfinite().all()):
+        shapes = tuple(tuple(tensor.shape) for tensor in features)
+        if shapes != self.shapes:
+            raise ValueError(f"Features have shapes {shapes}, the store's are {self.shapes}.")
+        if not all(bool(tensor.isfinite().all()) for tensor in features):
             raise ValueError("The image encoder gave features that are not finite; the model's weights are broken.")
-        # In float16 nothing above 65504 has a value: such an entry keeps float32.
-        stored = features.detach().to("cpu", torch.float32)
-        narrow = stored.to(self.dtype)
-        if bool(narrow.isfinite().all()):
-            stored = narrow
-        stored = stored.contiguous()
-        metadata = {"fingerprint": self.fingerprint, "image": key, "sha256": sha256_of(stored)}
+        stored = tuple(self._narrow(tensor.detach().to("cpu", torch.float32)).contiguous() for tensor in features)
+        metadata = {"fingerprint": self.fingerprint, "image": key, "sha256": sha256_of(*stored)}
         with replacing(self.path(key)) as temporary:
-            save_file({_NAME: stored}, temporary, metadata=metadata)
+            save_file({_NAME(place): tensor for place, tensor in enumerate(stored)}, temporary, metadata=metadata)
         return stored
+
+    def _narrow(self, tensor: Tensor) -> Tensor:
+        """Return a tensor in the store's type; one with values above 65504, which float16 has not, as it is."""
+        narrow = tensor.to(self.dtype)
+        return narrow if bool(narrow.isfinite().all()) else tensor
 
     def size(self) -> tuple[int, int]:
         """Return the number of entries and their bytes on disk."""

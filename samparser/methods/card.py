@@ -8,7 +8,6 @@ the author's and is kept.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import warnings
@@ -26,7 +25,9 @@ from safetensors import safe_open
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from samparser._files import replacing
+from samparser._untrusted import fits, read_json, shown
 from samparser._version import __version__
+from samparser.sam.families import FAMILIES
 
 BEGIN = "<!-- samparser: from here to the end marker, every save writes this anew. Your own text goes outside. -->"
 END = "<!-- samparser: end -->"
@@ -73,9 +74,11 @@ def read_info(folder: str | Path) -> CardInfo:
     for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no {name}, so it is no saved adapter: no model card is written.")
-    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    mapping = config.get("auto_mapping") or {}
-    targets = config.get("target_modules") or []
+    config = read_json(folder / CONFIG_NAME)
+    fields = config if isinstance(config, dict) else {}
+    mapping, targets = fields.get("auto_mapping") or {}, fields.get("target_modules") or []
+    if not isinstance(config, dict) or not isinstance(mapping, dict) or not fits(targets, str | list[str]):
+        raise ValueError(f"{folder / CONFIG_NAME} holds {shown(config)}, which is no configuration of an adapter.")
     return CardInfo(
         base_model=config.get("base_model_name_or_path") or None,
         base_class=mapping.get("base_model_class"),
@@ -341,6 +344,14 @@ def _how_to_use_it(info: CardInfo) -> str:
     else:
         import_base = ""
         load_base = f"...  # the {info.base_class or 'model'} this adapter was trained on, with its weights"
+    own_mask, why, imports = "", "", ""
+    if info.base_class in {family.model_class for family in FAMILIES.values() if family.replaces_unstable_masks}:
+        imports = "from samparser.sam import family_of\n"
+        own_mask = "family_of(model).keep_single_mask(model)  # the mask that was trained, also where it is unstable\n"
+        why = (
+            f"\n\nAs released, a {info.base_class} in eval mode gives an unstable mask away for one of three others. "
+            "Training this\nadapter reached the head of the single mask alone, and its scores are those of that mask."
+        )
     return f"""\
 ## How to use it
 
@@ -352,14 +363,14 @@ pip install samparser
 import samparser  # first: it tells PEFT about the method
 
 from peft import PeftModel
-{import_base}
+{imports}{import_base}
 model = {load_base}
 model = PeftModel.from_pretrained(model, "path or Hub id of this adapter")
-model = model.merge_and_unload()  # optional: the plain base model class with the adapted weights
+{own_mask}model = model.merge_and_unload()  # optional: the plain base model class with the adapted weights
 ```
 
 The bases are computed from the base model's weights, so those have to be the ones it was trained on; loading checks
-them."""
+them.{why}"""
 
 
 def _versions() -> str:

@@ -19,7 +19,7 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor
 
-from samparser._untrusted import refuse_invalid, refuse_slow
+from samparser._untrusted import parse_json, refuse_invalid, refuse_slow
 from samparser._version import __version__
 from samparser._words import shortened
 
@@ -124,8 +124,8 @@ def read_json(path: Path) -> Any:
         ValueError: It is no JSON; the message names it.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}. Copy the whole folder again, or save it again.") from error
 
 

@@ -22,6 +22,7 @@ from peft import PeftModel
 from torch import nn
 
 from samparser._words import did_you_mean
+from samparser.sam.changes import mark_tuned
 
 from .restoring import unchanged_on_error
 
@@ -166,6 +167,8 @@ def applied_method(model: nn.Module) -> AppliedMethod | None:
 
 def set_applied_method(model: nn.Module, applied: AppliedMethod | None) -> None:
     """Leave on the model which method made it, or take that away."""
+    if not isinstance(model, PeftModel):  # whose adapters tell by themselves
+        mark_tuned(model, applied is not None and bool(applied.trained))
     if applied is not None:
         setattr(model, _ATTRIBUTE, applied)
     elif applied_method(model) is not None:

@@ -15,8 +15,7 @@ from samparser._memory import PREDICTION, advising
 from samparser._words import count, shortened
 from samparser.drawing.overlays import overlay
 from samparser.prompts.checks import check_boxes, check_points
-from samparser.prompts.coordinates import resized_size
-from samparser.sam.wrapped import input_size
+from samparser.sam.frame import Frame, frame_of
 
 from .cropped_mask import CroppedMask
 from .mask_files import SegmentedImage, write_coco, write_image, write_label_png
@@ -68,8 +67,8 @@ def predict_files(
     grow with the number of masks.
 
     Args:
-        model: SamModel, or a PeftModel around one.
-        processor: Its SamProcessor.
+        model: A model of a SAM family, or a PeftModel around one.
+        processor: Its processor.
         images: Image files, or folders that are searched for images; hidden files and folders are left out.
         output: Folder to write to; made if missing.
         boxes: JSON file {image: [[x0, y0, x1, y1], ...]}, pixels of the original image. An image goes by its NAME, by
@@ -114,7 +113,7 @@ def predict_files(
         if without := [name for name in files if name not in prompts]:
             some = f"{len(without)} of {count(len(files), 'image has', 'images have')}"
             warnings.warn(f"{some} no prompts, first {without[0]}.", stacklevel=2)
-    left_out = _check_before(files, prompts, paths, input_size(processor), kind=given[0])
+    left_out = _check_before(files, prompts, paths, frame_of(processor), kind=given[0])
     todo = [name for name in files if (grid is not None or name in prompts) and name not in left_out]
     result = PredictedFiles(left_out, folder.check(todo, overwrite=overwrite))
     predictor = SamPredictor(model, processor)
@@ -165,7 +164,7 @@ def predict_files(
 
 
 def _check_before(
-    files: Mapping[str, Path], prompts: Mapping[str, Any], images: Sequence[Path], target: int, kind: str
+    files: Mapping[str, Path], prompts: Mapping[str, Any], images: Sequence[Path], frame: Frame, kind: str
 ) -> dict[str, str]:
     """Look at the head of every image and at its prompts, so that a mistake in the last one is found first.
 
@@ -181,8 +180,8 @@ def _check_before(
     for name, path in files.items():
         try:
             size = image_size(path)
-            if min(resized_size(size, target)) == 0:
-                raise ValueError(f"{path}: {narrow(*size, target)}")
+            if min(frame.content(size)) == 0:
+                raise ValueError(f"{path}: {narrow(*size, frame.size)}")
         except ValueError as error:
             if path in images:
                 raise
@@ -190,7 +189,7 @@ def _check_before(
             continue
         try:
             if kind == "boxes" and name in prompts:
-                check_boxes(prompts[name], size, target)
+                check_boxes(prompts[name], size, frame)
             elif kind == "points" and name in prompts:
                 check_points(prompts[name], None, size)
         except ValueError as error:

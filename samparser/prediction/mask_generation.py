@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from samparser._extras import require
 from samparser._words import count
 from samparser.prompts.checks import check_image
-from samparser.prompts.coordinates import resized_size
+from samparser.sam.frame import frame_of
 from samparser.sam.loading import check_processor
 from samparser.sam.modes import evaluating
-from samparser.sam.wrapped import image_processor, input_size, plain_sam
+from samparser.sam.wrapped import image_processor, plain_sam
 
 from .cropped_mask import CroppedMask, planes
 from .predictor import narrow
@@ -139,9 +139,9 @@ def generate_cropped(
         raise ValueError(f"points_per_side and batch must be 1 or more; got {points_per_side} and {batch}.")
     check_thresholds(pred_iou_thresh, stability_score_thresh)
     image = check_image(image)
-    target = input_size(processor)
-    if min(resized_size((image.shape[0], image.shape[1]), target)) == 0:
-        raise ValueError(narrow(image.shape[0], image.shape[1], target))
+    frame = frame_of(processor)
+    if min(frame.content((image.shape[0], image.shape[1]))) == 0:
+        raise ValueError(narrow(image.shape[0], image.shape[1], frame.size))
     limits = Thresholds(
         PRED_IOU_THRESH if pred_iou_thresh is None else pred_iou_thresh,
         STABILITY_SCORE_THRESH if stability_score_thresh is None else stability_score_thresh,
@@ -184,7 +184,7 @@ class _Grid:
         self._sam, self._images, self._batch = sam, images, batch
         self._size = (image.shape[0], image.shape[1])
         boxes, self._points, parts, self._labels = images.generate_crop_boxes(
-            picture, input_size(images), crops, _OVERLAP, points, 1
+            picture, frame_of(images).size, crops, _OVERLAP, points, 1
         )
         self._boxes = [tuple(int(side) for side in box) for box in boxes.tolist()]
         pixels = images(images=parts, return_tensors="pt")["pixel_values"]

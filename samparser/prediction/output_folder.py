@@ -119,7 +119,8 @@ class OutputFolder:
         own = {name: {digest} for name, digest in (_signed(self.coco) or {}).items()}
         with suppress(OSError, UnicodeDecodeError):
             for line in (self.path / _JOURNAL).read_text(encoding="utf-8").splitlines():
-                with suppress(ValueError, AttributeError):  # the last line of a killed run may be torn
+                # The last line of a killed run may be torn.
+                with suppress(ValueError, AttributeError, TypeError, RecursionError):
                     for name, digest in json.loads(line).items():
                         own.setdefault(name, set()).add(digest)
         return own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, overload
 
 import numpy as np
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from samparser.prompts.checks import check_boxes, check_image, check_points
-from samparser.prompts.coordinates import resized_size, to_input_frame
+from samparser.sam.changes import is_tuned
+from samparser.sam.families import family_of
+from samparser.sam.frame import frame_of
 from samparser.sam.loading import check_processor
 from samparser.sam.modes import evaluating
-from samparser.sam.wrapped import image_processor, input_size, plain_sam
+from samparser.sam.wrapped import image_processor, plain_model
 
 from .cropped_mask import CroppedMask, planes
 from .resize import MaskResizer
@@ -28,11 +31,14 @@ class SamPredictor:
     again). The model runs in eval mode without gradients and is left as it was.
 
     Args:
-        model: SamModel, or a PeftModel around one.
-        processor: Its SamProcessor, or the image processor alone.
+        model: A model of a SAM family, or a PeftModel around one.
+        processor: Its processor, or the image processor alone; it decides the input frame.
+        tuned: Whether masks come from the head that tuning trains; false takes the released model's way, which in
+            SAM 2, SAM 3 and EdgeTAM puts another head's mask in place of an unstable one. None: true where an adapter
+            is active or the model itself was trained.
 
     Raises:
-        TypeError: The model is not a SamModel.
+        TypeError: The model is of no SAM family.
         ValueError: The processor is one for another input size.
 
     Example:
@@ -42,10 +48,12 @@ class SamPredictor:
         others = predictor.predict(points=[[60, 80]], adapters=["nuclei", None])
     """
 
-    def __init__(self, model: nn.Module, processor: Any) -> None:
-        self._sam = plain_sam(model, "Prediction")
+    def __init__(self, model: nn.Module, processor: Any, *, tuned: bool | None = None) -> None:
+        self._family = family_of(model, "Prediction")
         check_processor(model, processor)
-        self._model, self._images = model, image_processor(processor)
+        self._sam: Any = plain_model(model)
+        self._model, self._images, self._tuned = model, image_processor(processor), tuned
+        self._frame = frame_of(processor)
         self._encoder: SharedEncoder | None = None
         self._size = (0, 0)
 
@@ -57,8 +65,8 @@ class SamPredictor:
         """
         image = check_image(image)
         height, width = image.shape[:2]
-        if min(resized_size((height, width), input_size(self._images))) == 0:
-            raise ValueError(narrow(height, width, input_size(self._images)))
+        if min(self._frame.content((height, width))) == 0:
+            raise ValueError(narrow(height, width, self._frame.size))
         pixels = self._images(image, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
         self._encoder = SharedEncoder(self._model, pixels)
         self._size = (height, width)
@@ -66,8 +74,7 @@ class SamPredictor:
     def predict_logits(self, boxes: Any = None, points: Any = None, labels: Any = None, *, batch: int = 64) -> Tensor:
         """Return mask logits at original image size; above 0 means object.
 
-        Logits go to original size as transformers' `post_process_masks` does it: up to the padded input, padding cut
-        off, then to original size, bilinear both times.
+        Logits go to original size as transformers' `post_process_masks` of the family does it, see `Frame`.
 
         Args:
             boxes: (N, 4), (x0, y0, x1, y1) in pixels of the original image.
@@ -83,7 +90,7 @@ class SamPredictor:
             ValueError: Prompts are missing, malformed, outside the image or in another frame; or there is no image.
         """
         prompts, number = self._prompts(boxes, points, labels, batch)
-        logits, resizer = torch.empty((number, *self._size)), MaskResizer(self._images, self._size)
+        logits, resizer = torch.empty((number, *self._size)), MaskResizer(self._frame, self._size)
         for mask, plane in zip(logits, self._decode(prompts, number, batch), strict=True):
             for _, y, piece in resizer.pieces(plane):
                 mask[y : y + len(piece)] = piece
@@ -100,7 +107,7 @@ class SamPredictor:
         return self._masks(prompts, number, threshold, batch)
 
     def _masks(self, prompts: dict[str, Tensor], number: int, threshold: float, batch: int) -> Iterator[CroppedMask]:
-        resizer = MaskResizer(self._images, self._size)
+        resizer = MaskResizer(self._frame, self._size)
         for plane in self._decode(prompts, number, batch):
             x, y, mask = resizer.mask(plane, threshold)
             yield CroppedMask.of(mask, (x, y), self._size)
@@ -177,7 +184,7 @@ class SamPredictor:
         return found
 
     def _prompts(self, boxes: Any, points: Any, labels: Any, batch: int) -> tuple[dict[str, Tensor], int]:
-        """Return the prompts as SamModel wants them, each (1, N, ...) in the input frame, and N."""
+        """Return the prompts as the model wants them, each (1, N, ...) in the input frame, and N."""
         if self._encoder is None:
             raise ValueError("There is no image yet: call set_image(image) before predict.")
         if batch < 1:
@@ -189,13 +196,13 @@ class SamPredictor:
             )
         if labels is not None and points is None:
             raise ValueError("labels say which points are on the object; give points with them.")
-        size, target = self._size, input_size(self._images)
+        size, frame = self._size, self._frame
         arrays: dict[str, np.ndarray] = {}
         if boxes is not None:
-            arrays["input_boxes"] = to_input_frame(check_boxes(boxes, size, target), size, target)
+            arrays["input_boxes"] = frame.to_input(check_boxes(boxes, size, frame), size)
         if points is not None:
             array, marks = check_points(points, labels, size)
-            arrays |= {"input_points": to_input_frame(array, size, target), "input_labels": marks}
+            arrays |= {"input_points": frame.to_input(array, size), "input_labels": marks}
         if boxes is not None and points is not None and len(arrays["input_boxes"]) != len(arrays["input_points"]):
             raise ValueError(
                 f"Boxes and points together describe the same objects; got {len(arrays['input_boxes'])} boxes and "
@@ -208,13 +215,18 @@ class SamPredictor:
     def _decode(self, prompts: dict[str, Tensor], number: int, batch: int) -> Iterator[Tensor]:
         """Yield logits (h, w) at the size of the resized image for one prompt after another, decoded in batches."""
         assert self._encoder is not None
-        resizer = MaskResizer(self._images, self._size)
+        resizer = MaskResizer(self._frame, self._size)
         for start in range(0, number, batch):
             chunk = {name: tensor[:, start : start + batch] for name, tensor in prompts.items()}
-            with evaluating(self._model):  # not around the yield: the caller's own mode and gradients are its own
-                output = self._sam(image_embeddings=self._encoder.embed(), multimask_output=False, **chunk)
-            for logits in output.pred_masks[0]:
+            # Not around the yield: the caller's own mode and gradients are its own.
+            with evaluating(self._model), self._masks_as_tuned():
+                masks, _ = self._family.decode(self._sam, self._encoder.embed(), chunk)
+            for logits in masks[0]:
                 yield resizer.to_input(logits)[0]
+
+    def _masks_as_tuned(self) -> AbstractContextManager[None]:
+        tuned = is_tuned(self._model) if self._tuned is None else self._tuned
+        return self._family.single_mask(self._sam) if tuned else nullcontext()
 
 
 def narrow(height: int, width: int, target: int) -> str:
@@ -288,8 +300,9 @@ def predict(
     For several calls on one image keep a `SamPredictor`, which encodes it once.
 
     Args:
-        model: SamModel, or a PeftModel around one. Runs in eval mode without gradients and is left as it was.
-        processor: Its SamProcessor, or the image processor alone.
+        model: A model of a SAM family, or a PeftModel around one. Runs in eval mode without gradients and is left as
+            it was.
+        processor: Its processor, or the image processor alone.
         image: uint8 RGB (H, W, 3).
         boxes: (N, 4), (x0, y0, x1, y1) in pixels of the original image.
         points: (N, 2), one (x, y) in original pixels per object; or (N, P, 2), or a list of N arrays (P_n, 2). With
@@ -308,7 +321,7 @@ def predict(
     Raises:
         ValueError: Prompts are missing, malformed, outside the image or in another frame; the image is not uint8 RGB;
             an adapter is not there or named twice.
-        TypeError: The model is not a SamModel, or `adapters` is given and it is no PeftModel.
+        TypeError: The model is of no SAM family, or `adapters` is given and it is no PeftModel.
     """
     predictor = SamPredictor(model, processor)
     predictor.set_image(image)

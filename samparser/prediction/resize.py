@@ -8,37 +8,30 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from samparser.prompts.coordinates import resized_size
-from samparser.sam.wrapped import image_processor, input_size
+from samparser.sam.frame import Frame, frame_of
 
 _PIECE = 1 << 22  # pixels of float32 logits that are there at a time: 16 MiB, and a few temporary copies
 
 
 class MaskResizer:
-    """The way of transformers' `post_process_masks`: up to the padded input, padding cut off, to the original image.
+    """The way of transformers' `post_process_masks`, which is `Frame.to_original`, in pieces.
 
-    Both steps are bilinear, in float32. The second one is computed here rather than by torch, because torch has no way
+    Every step is bilinear, in float32. The last one is computed here rather than by torch, because torch has no way
     to compute a part of it: the logits of one mask of 13,000 x 13,000 pixels are 676 MB.
 
     Args:
-        processor: SamProcessor or its image processor.
+        processor: The model's processor, its image processor, or the frame.
         size: (H, W) of the original image.
     """
 
     def __init__(self, processor: Any, size: tuple[int, int]) -> None:
         self.size = size
-        pad = image_processor(processor).pad_size
-        self._padded = (int(pad["height"]), int(pad["width"]))
-        self._inner = resized_size(size, input_size(processor))
+        self._frame: Frame = frame_of(processor)
 
     def to_input(self, logits: Tensor) -> Tensor:
-        """Return logits (N, h, w) of SAM's output at the size of the resized image, float32 (N, h', w')."""
-        if not len(logits):
-            return logits.new_zeros((0, *self._inner), dtype=torch.float32)
-        padded = F.interpolate(logits.float()[:, None], self._padded, mode="bilinear", align_corners=False)
-        return padded[:, 0, : self._inner[0], : self._inner[1]]
+        """Return logits (N, h, w) of the mask decoder without padding, before the last step: float32 (N, h', w')."""
+        return self._frame.unpadded(logits, self.size)
 
     def pieces(self, plane: Tensor, above: float | None = None) -> Iterator[tuple[int, int, Tensor]]:
         """Yield the logits of one mask at original size in pieces (x, y, float32 (rows, columns)) from top to bottom.
@@ -51,13 +44,13 @@ class MaskResizer:
         if above is not None:
             # A resized value lies between its neighbours, up to rounding.
             near = plane > above - 1e-5 * abs(above)
-            rows = _reached(near.any(dim=1), self._inner[0], self.size[0])
-            columns = _reached(near.any(dim=0), self._inner[1], self.size[1])
-        low, high, part = _neighbours(*columns, self._inner[1], self.size[1], plane.device)
+            rows = _reached(near.any(dim=1), plane.shape[0], self.size[0])
+            columns = _reached(near.any(dim=0), plane.shape[1], self.size[1])
+        low, high, part = _neighbours(*columns, plane.shape[1], self.size[1], plane.device)
         wide = plane[:, low] * (1 - part) + plane[:, high] * part
         step = max(1, _PIECE // max(1, columns[1] - columns[0]))
         for start in range(rows[0], rows[1], step):
-            low, high, part = _neighbours(start, min(start + step, rows[1]), self._inner[0], self.size[0], plane.device)
+            low, high, part = _neighbours(start, min(start + step, rows[1]), plane.shape[0], self.size[0], plane.device)
             yield columns[0], start, wide[low] * (1 - part[:, None]) + wide[high] * part[:, None]
 
     def mask(self, plane: Tensor, threshold: float) -> tuple[int, int, np.ndarray]:
@@ -69,11 +62,11 @@ class MaskResizer:
 
 
 def to_original_size(logits: Tensor, processor: Any, original_size: tuple[int, int]) -> Tensor:
-    """Resize mask logits of one image from SAM's output size to original size, as transformers does; in float32.
+    """Resize mask logits of one image from the decoder's output size to original size, as transformers does.
 
     Args:
         logits: (N, h, w) on any device, of any floating-point type, as `pred_masks[0, :, 0]` gives them.
-        processor: SamProcessor or its image processor.
+        processor: The model's processor, its image processor, or the frame.
         original_size: (H, W) of the image.
 
     Returns:

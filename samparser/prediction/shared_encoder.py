@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from samparser._words import shortened
-from samparser.sam.modes import catching_neck_input
-from samparser.sam.wrapped import adapter_modules, changes_before_neck, plain_model
+from samparser.sam.families import Features, family_of
+from samparser.sam.wrapped import adapter_modules, plain_model
 
 
 @contextmanager
@@ -39,75 +39,71 @@ def using_adapter(model: Any, adapter: str | None) -> Iterator[None]:
 
 
 class SharedEncoder:
-    """The embeddings of one image under several adapters.
+    """What the mask decoder takes of one image, under several adapters.
 
     When every adapted module of the encoder is in its neck, as with SAM-PARSER, the transformer runs once and each
     adapter costs a neck. Otherwise each adapter costs a whole encoder. What was computed is kept, and computed anew
     when a weight that it came from has changed.
 
     Args:
-        model: SamModel or a PeftModel around it.
-        pixel_values: (1, 3, S, S) as the processor makes them, on the model's device.
+        model: A model of a SAM family or a PeftModel around it.
+        pixel_values: (1, 3, S, S) as the processor makes them, or the features (1, ...) of a cache.
     """
 
-    def __init__(self, model: nn.Module, pixel_values: Tensor) -> None:
+    def __init__(self, model: nn.Module, pixel_values: Tensor | Features) -> None:
         self._sam: Any = plain_model(model)
+        self._family = family_of(model)
         self._pixel_values = pixel_values
-        self._kept: dict[str, tuple[object, Tensor]] = {}
+        self._features: tuple[object, Features] | None = None
+        self._embedded: tuple[object, dict[str, Any]] | None = None
 
-    def embed(self) -> Tensor:
-        """Return image embeddings (1, C, h, w) under the adapters that are active now."""
-        encoder = self._sam.vision_encoder
-        state = _state(encoder)
-        kept_state, embeddings = self._kept.get("embeddings", (None, None))
-        if embeddings is None or kept_state != state:
-            embeddings = self._encode()
-            self._kept["embeddings"] = (state, embeddings)
-        return embeddings
+    def embed(self) -> dict[str, Any]:
+        """Return what the model's forward takes in place of pixels, under the adapters that are active now."""
+        state = self._state()
+        if self._embedded is None or self._embedded[0] != state:
+            # Everything counts: in some families a part of the decoder runs between neck and embeddings.
+            self._embedded = state, self._family.embed(self._sam, self._encoded())
+        return self._embedded[1]
 
-    def _encode(self) -> Tensor:
-        encoder = self._sam.vision_encoder
+    def _encoded(self) -> Features:
         # The model's, not the encoder's: with its frozen part put aside the encoder may hold none.
         parameter = next(self._sam.parameters())
-        pixel_values = self._pixel_values.to(parameter.device, parameter.dtype)
-        if changes_before_neck(self._sam).adapted:
-            return self._sam.get_image_embeddings(pixel_values)
-        state = _state(encoder, with_neck=False)
-        kept_state, entering = self._kept.get("entering the neck", (None, None))
-        if entering is not None and kept_state == state:
-            return encoder.neck(entering)
-        with catching_neck_input(encoder.neck) as caught:
-            embeddings = self._sam.get_image_embeddings(pixel_values)
-        self._kept["entering the neck"] = (state, caught[0])
-        return embeddings
+        if isinstance(self._pixel_values, tuple):
+            return tuple(tensor.to(parameter.device, parameter.dtype) for tensor in self._pixel_values)
+        encoder, _, neck = self._family.neck_name.rpartition(".")
+        state = self._state(encoder, without=neck)
+        if self._features is None or self._features[0] != state:
+            pixel_values = self._pixel_values.to(parameter.device, parameter.dtype)
+            self._features = state, self._family.encode(self._sam, pixel_values)
+        return self._features[1]
 
+    def _state(self, part: str = "", *, without: str | None = None) -> object:
+        """Return what decides the output of a part besides the image, as something to compare: weights and adapters.
 
-def _state(encoder: nn.Module, *, with_neck: bool = True) -> object:
-    """Return what decides an embedding besides the image, as something to compare: weights and active adapters.
+        In-place changes of a weight show in its version, an exchange of its values in their address, merging in the
+        list of what is merged; what is written in place to `weight.data` shows nowhere.
+        """
+        module = self._sam.get_submodule(part)
 
-    In-place changes of a weight show in its version, an exchange of its values in their address, merging in the list
-    of what is merged; what is written in place to `weight.data` shows nowhere.
-    """
+        def counts(name: str) -> bool:
+            return without is None or not f"{name}.".startswith(f"{without}.")
 
-    def counts(name: str) -> bool:
-        return with_neck or not name.startswith("neck.")
-
-    weights = [
-        (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-        for name, weight in encoder.named_parameters()
-        if counts(name)
-    ]
-    adapters = [
-        (
-            *module.active_adapters,
-            bool(module.disable_adapters),
-            tuple(getattr(module, "merged_adapters", ())),
-            str(getattr(module, "scaling", None)),
-        )
-        for name, module in adapter_modules(encoder)
-        if counts(name)
-    ]
-    return weights, adapters
+        weights = [
+            (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+            for name, weight in module.named_parameters()
+            if counts(name)
+        ]
+        adapters = [
+            (
+                *layer.active_adapters,
+                bool(layer.disable_adapters),
+                tuple(getattr(layer, "merged_adapters", ())),
+                str(getattr(layer, "scaling", None)),
+            )
+            for name, layer in adapter_modules(module)
+            if counts(name)
+        ]
+        return weights, adapters
 
 
 def check_adapters(model: Any, adapters: Sequence[str | None]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .checks import check_boxes, check_image, check_points
-from .coordinates import inside_point, jitter_boxes, random_points, to_input_frame
+from .coordinates import inside_point, jitter_boxes, random_points
 from .make_prompts import make_prompts
 from .settings import PromptSettings
 
@@ -23,7 +23,6 @@ __all__ = [
     "jitter_boxes",
     "make_prompts",
     "random_points",
-    "to_input_frame",
 ]
 
 

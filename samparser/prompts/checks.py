@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from samparser.sam.frame import Frame
 
 # Annotation tools round outwards: boxes that end a pixel outside the image are common and harmless.
 _MARGIN = 1.0
@@ -34,13 +37,13 @@ def check_image(image: Any) -> np.ndarray:
     raise ValueError(f"The image must be uint8 RGB of shape (H, W, 3); got {image.dtype} {image.shape}: {advice}")
 
 
-def check_boxes(boxes: Any, size: tuple[int, int], target: int) -> np.ndarray:
+def check_boxes(boxes: Any, size: tuple[int, int], frame: Frame) -> np.ndarray:
     """Return boxes as float32 (N, 4) in pixels of the original frame.
 
     Args:
         boxes: (N, 4) of (x0, y0, x1, y1).
         size: (H, W) of the original image.
-        target: Longest side of the model's input, to recognise boxes given in that frame.
+        frame: The model's input frame, to recognise boxes given in it.
 
     Raises:
         ValueError: Wrong shape, not finite, empty or inverted, outside the image, or from 0 to 1. The message names
@@ -70,10 +73,10 @@ def check_boxes(boxes: Any, size: tuple[int, int], target: int) -> np.ndarray:
     # Judged over all boxes, so that a single slip is not taken for another format.
     if inverted.mean() > 0.2 and (boxes[:, 2:] > 0).all() and not _outside(corners, width, height).any():
         hint = " They look like COCO's (x, y, width, height): pass (x, y, x + width, y + height)."
-    elif not inverted.any() and max(size) < target and boxes.max() <= target + _MARGIN:
+    elif not inverted.any() and max(size) < frame.size and boxes.max() <= frame.size + _MARGIN:
         hint = (
-            f" They would fit the model's resized input (longest side {target}): give pixels of the original image, "
-            "the resizing is done here."
+            f" They would fit the model's resized input (longest side {frame.size}): give pixels of the original "
+            "image, the resizing is done here."
         )
     elif not inverted.any() and not _outside(swapped, width, height).any():
         hint = " They would fit with x and y exchanged: the order is (x0, y0, x1, y1)."

@@ -1,8 +1,8 @@
-"""Coordinates of prompts: box jitter, points on a mask, and the change from the image's pixels to SAM's input.
+"""Coordinates of prompts: box jitter, and points on a mask.
 
 Coordinates are (x, y), x to the right and y down; boxes are (x0, y0, x1, y1), half-open: the last column is x1 - 1.
-"Original frame" means pixels of the image; "input frame" means pixels of the image resized so that its longer side has
-SAM's input size (1024), which is where `SamModel` wants its prompts. Every function says which frame it works in; those
+"Original frame" means pixels of the image; "input frame" means pixels of the square that the model takes, which is
+where it wants its prompts: `samparser.sam.Frame` brings them there. Every function says which frame it works in; those
 that say "any frame" give back the frame they were given.
 """
 
@@ -56,47 +56,6 @@ def jitter_boxes(
         move = np.clip(move, -max_fraction * extent, max_fraction * extent)
     moved = boxes + move * np.array([-1, -1, 1, 1])
     return np.clip(moved, 0, [width, height, width, height]).astype(np.float32)
-
-
-def resized_size(original_size: tuple[int, int], target: int) -> tuple[int, int]:
-    """Return (height, width) in the input frame of a SAM of `target` pixels, for an image of `original_size`.
-
-    The rule of transformers' SAM image processors: scale by target / longer side and round half up.
-
-    >>> resized_size((480, 640), 1024)
-    (768, 1024)
-    """
-    height, width = original_size
-    scale = target / max(height, width)
-    return int(height * scale + 0.5), int(width * scale + 0.5)
-
-
-def to_input_frame(coordinates: np.ndarray, original_size: tuple[int, int], target: int) -> np.ndarray:
-    """Bring points (..., 2) or boxes (..., 4) from the original frame to the input frame.
-
-    x and y are scaled by their own ratio of resized to original side, as the resized sides are rounded.
-
-    Args:
-        coordinates: (x, y) or (x0, y0, x1, y1) in the last axis, in the original frame.
-        original_size: (height, width) of the original image.
-        target: Longer side of the input frame, 1024 for the published SAMs.
-
-    Returns:
-        float32, of the same shape.
-
-    >>> to_input_frame(np.array([0, 0, 640, 480]), (480, 640), 1024)
-    array([   0.,    0., 1024.,  768.], dtype=float32)
-    """
-    return rescaled(coordinates, original_size, resized_size(original_size, target))
-
-
-def rescaled(coordinates: np.ndarray, original_size: tuple[int, int], resized: tuple[int, int]) -> np.ndarray:
-    """Bring points or boxes to an image resized to `resized`; for callers that know the size, see `to_input_frame`."""
-    coordinates = np.asarray(coordinates, dtype=np.float64)
-    if coordinates.shape[-1] not in (2, 4):
-        raise ValueError(f"Expected points (..., 2) or boxes (..., 4), got an array of shape {coordinates.shape}.")
-    ratio = [resized[1] / original_size[1], resized[0] / original_size[0]]
-    return (coordinates * np.array(ratio * (coordinates.shape[-1] // 2))).astype(np.float32)
 
 
 def inside_point(mask: np.ndarray) -> np.ndarray:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .coordinates import inside_point, jitter_boxes, random_points, rescaled
+from .coordinates import inside_point, jitter_boxes, random_points
 from .settings import PromptSettings
 
 if TYPE_CHECKING:
     from samparser.data.sample import Instance
+    from samparser.sam.frame import Frame
 
 
 def make_prompts(
@@ -20,37 +21,50 @@ def make_prompts(
     settings: PromptSettings,
     rng: np.random.Generator,
     *,
-    resized: tuple[int, int] | None = None,
+    frame: Frame | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return one prompt for each instance: its box, moved at random where the settings say so, or points on it.
+    """Return prompts of each instance: its box, moved at random where the settings say so, points on it, or both kinds.
 
     Args:
         instances: Of one image, in the original frame.
         size: (height, width) of the image.
         settings: Kind of prompt, jitter and points; `max_instances` is the caller's affair.
         rng: Source of the randomness, drawn from in the order of the instances.
-        resized: (height, width) of the image in SAM's input frame, to get the prompts in that frame.
+        frame: The model's input frame, to get the prompts in it.
 
     Returns:
-        `{"boxes": float32 (N, 4)}` or `{"points": float32 (N, P, 2)}`, in the original frame, or in the input frame
-        where `resized` is given.
+        `{"boxes": float32 (N, 4)}` or `{"points": float32 (N, P, 2)}`, or both where the settings mix them, to choose
+        from; in the original frame, or in the input frame where `frame` is given.
 
     Raises:
-        ValueError: Jitter is counted in the input frame, and `resized` is not given.
+        ValueError: Jitter is counted in the input frame, and `frame` is not given.
     """
-    if settings.prompt == "point":
+    prompts = {}
+    if "box" in settings.prompt:
+        prompts["boxes"] = _boxes(instances, size, settings, rng, frame)
+    if "point" in settings.prompt:
         points = np.zeros((len(instances), settings.points, 2), dtype=np.float32)
         for place, instance in zip(points, instances, strict=True):
             place[:] = instance.box[:2] + _points_on(instance.mask, settings, rng)
-        return {"points": points if resized is None else rescaled(points, size, resized)}
+        prompts["points"] = points if frame is None else frame.to_input(points, size)
+    return prompts
+
+
+def _boxes(
+    instances: Sequence[Instance],
+    size: tuple[int, int],
+    settings: PromptSettings,
+    rng: np.random.Generator,
+    frame: Frame | None,
+) -> np.ndarray:
     boxes = np.array([instance.box for instance in instances], dtype=np.float32).reshape(-1, 4)
     # Jitter comes before or after the change of frame, whichever makes its pixels those that were asked for.
     if settings.jitter_frame == "input":
-        if resized is None:
-            raise ValueError("jitter_frame is input, so the size of the image in the input frame must be given.")
-        return {"boxes": _jittered(rescaled(boxes, size, resized), resized, settings, rng)}
+        if frame is None:
+            raise ValueError("jitter_frame is input, so the model's input frame must be given.")
+        return _jittered(frame.to_input(boxes, size), frame.content(size), settings, rng)
     boxes = _jittered(boxes, size, settings, rng)
-    return {"boxes": boxes if resized is None else rescaled(boxes, size, resized)}
+    return boxes if frame is None else frame.to_input(boxes, size)
 
 
 def _jittered(

@@ -13,24 +13,26 @@ from torch.utils.data import Dataset
 
 from samparser.data.dataset import SegmentationDataset
 from samparser.data.sample import DataError, Instance, Sample
-from samparser.sam.wrapped import image_processor, input_size
+from samparser.sam.frame import frame_of
+from samparser.sam.wrapped import image_processor
 
-from .coordinates import rescaled, resized_size
 from .make_prompts import make_prompts
 from .resize import resize_instance, resize_mask
 from .settings import PromptSettings
 
 
 class PromptedDataset(Dataset[dict[str, Any]]):
-    """A segmentation data set as tensors for `SamModel`. S is the processor's input size, 1024 for the published SAMs.
+    """A segmentation data set as tensors for a SAM. S is the side of the processor's frame, 1024 for SAM and SAM 2.
 
     Every random choice is a function of (seed, epoch, index) alone, so a resumed run and several processes agree.
 
     An item is a dict of
 
-    - `pixel_values`: float32 (3, S, S), resized, normalised and padded by the processor;
+    - `pixel_values`: float32 (3, S, S), resized, normalised and padded or squashed by the processor; where the
+      processor is that of a `FeatureCache`, a tuple of features instead;
     - `input_boxes`: float32 (N, 4), (x0, y0, x1, y1) in the input frame; or, for point prompts,
-      `input_points`: float32 (N, P, 2), (x, y) in the input frame, and `input_labels`: int64 (N, P), all 1;
+      `input_points`: float32 (N, P, 2), (x, y) in the input frame, and `input_labels`: int64 (N, P), all 1; where the
+      settings mix them, both, and `prompt`: "boxes" or "points", which was drawn;
     - `masks`: bool (N, S, S) in the input frame, False in the padding;
     - `pixel_valid`: bool (S, S), False in the padding and where the sample is void;
     - `name`: the sample's.
@@ -39,7 +41,7 @@ class PromptedDataset(Dataset[dict[str, Any]]):
 
     Args:
         dataset: What to prompt.
-        processor: transformers' SamProcessor, or its image processor.
+        processor: The model's processor, or its image processor; it decides the input frame.
         prompts: Kind and size of the prompts.
         seed: Of the randomness.
     """
@@ -56,7 +58,7 @@ class PromptedDataset(Dataset[dict[str, Any]]):
         self._epoch = _shared(torch.zeros((), dtype=torch.int64))
         self._epoch_of_dataset = 0
         self._images = image_processor(processor)
-        self.input_size = input_size(processor)
+        self.frame = frame_of(processor)
         self._warned = False
 
     @property
@@ -90,26 +92,27 @@ class PromptedDataset(Dataset[dict[str, Any]]):
         sample = self.dataset[index]
         rng = np.random.default_rng([self.seed, epoch, index % len(self)])
         instances = self._chosen(sample.instances, rng)
-        target = self.input_size
         # Computed once; masks, prompts and padding all follow it.
-        resized = resized_size(sample.size, target)
+        resized, side = self.frame.content(sample.size), self.frame.size
         if min(resized) == 0:
             raise DataError(
-                f"{sample.name} has {sample.size[1]} x {sample.size[0]} px; resized to {target} px, nothing is left of "
+                f"{sample.name} has {sample.size[1]} x {sample.size[0]} px; resized to {side} px, nothing is left of "
                 f"its shorter side. Cut it into pieces or leave it out."
             )
         encoded = self._images(sample.image, return_tensors="pt", input_data_format="channels_last")
-        masks = torch.zeros((len(instances), target, target), dtype=torch.bool)
+        masks = torch.zeros((len(instances), side, side), dtype=torch.bool)
         for mask, instance in zip(masks, instances, strict=True):
             resize_instance(instance, sample.size, resized, out=mask.numpy())
-        valid = torch.zeros((target, target), dtype=torch.bool)
+        valid = torch.zeros((side, side), dtype=torch.bool)
         inside = valid[: resized[0], : resized[1]]
         inside[:] = True if sample.void is None else torch.from_numpy(~resize_mask(sample.void, resized))
-        self._warn_of_large_jitter(sample, resized)
-        prompts = make_prompts(instances, sample.size, self.prompts, rng, resized=resized)
+        self._warn_of_large_jitter(sample)
+        prompts = make_prompts(instances, sample.size, self.prompts, rng, frame=self.frame)
+        drawn = {"prompt": str(rng.choice(sorted(prompts)))} if len(prompts) > 1 else {}
         return {
-            "pixel_values": encoded["pixel_values"][0],
+            "pixel_values": _first(encoded["pixel_values"]),
             **_as_inputs(prompts),
+            **drawn,
             "masks": masks,
             "pixel_valid": valid,
             "name": sample.name,
@@ -121,11 +124,18 @@ class PromptedDataset(Dataset[dict[str, Any]]):
             return instances
         return tuple(instances[i] for i in np.sort(rng.choice(len(instances), size=most, replace=False)))
 
-    def _warn_of_large_jitter(self, sample: Sample, resized: tuple[int, int]) -> None:
+    def _warn_of_large_jitter(self, sample: Sample) -> None:
         prompts = self.prompts
-        if self._warned or not sample.instances or prompts.prompt != "box" or prompts.jitter_max_fraction is not None:
+        if (
+            self._warned
+            or not sample.instances
+            or "box" not in prompts.prompt
+            or prompts.jitter_max_fraction is not None
+        ):
             return
-        boxes = rescaled(sample.boxes, sample.size, resized) if prompts.jitter_frame == "input" else sample.boxes
+        boxes = sample.boxes
+        if prompts.jitter_frame == "input":
+            boxes = self.frame.to_input(boxes, sample.size)
         side = float(np.median(np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])))
         if side < prompts.jitter_max:
             self._warned = True
@@ -145,8 +155,20 @@ def _shared(tensor: Tensor) -> Tensor:
         return tensor
 
 
+def _first(values: Any) -> Any:
+    """Return the only image of a batch, or of each tensor in a tuple of batches."""
+    return tuple(tensor[0] for tensor in values) if isinstance(values, tuple) else values[0]
+
+
+def _stacked(values: Sequence[Any]) -> Any:
+    """Stack tensors; tuples of tensors one by one."""
+    if isinstance(values[0], tuple):
+        return tuple(torch.stack(tensors) for tensors in zip(*values, strict=True))
+    return torch.stack(list(values))
+
+
 def _as_inputs(prompts: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    """Return prompts under the names of `SamModel.forward`; all points lie on their object."""
+    """Return prompts under the names of the models' forward; all points lie on their object."""
     inputs = {f"input_{kind}": torch.from_numpy(values) for kind, values in prompts.items()}
     if "points" in prompts:
         inputs["input_labels"] = torch.ones(prompts["points"].shape[:2], dtype=torch.int64)
@@ -157,9 +179,9 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Join items of `PromptedDataset` to one batch, filled up to one number of instances; `instance_valid` says where.
 
     Returns:
-        The items' tensors stacked, (B, ...), with N the most instances of any of them but at least 1;
-        `instance_valid`: bool (B, N); `names`: list of B strings. A filled-up instance has an empty mask and
-        a prompt that SAM accepts: the whole input as its box, or a foreground point at its origin.
+        The items' tensors stacked, (B, ...), those of a tuple one by one, with N the most instances of any of them but
+        at least 1; `instance_valid`: bool (B, N); `names`: list of B strings. A filled-up instance has an empty mask
+        and a prompt that SAM accepts: the whole input as its box, or a foreground point at its origin.
     """
     most = max(1, *(len(item["masks"]) for item in items))
     size = items[0]["masks"].shape[-1]
@@ -169,9 +191,10 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "input_points": torch.zeros(()),
         "input_labels": torch.ones((), dtype=torch.int64),
     }
-    batch: dict[str, Any] = {key: torch.stack([item[key] for item in items]) for key in ("pixel_values", "pixel_valid")}
+    batch: dict[str, Any] = {key: _stacked([item[key] for item in items]) for key in ("pixel_values", "pixel_valid")}
+    other = {"boxes": ("input_points", "input_labels"), "points": ("input_boxes",)}.get(items[0].get("prompt", ""), ())
     for key, value in fill.items():
-        if key in items[0]:
+        if key in items[0] and key not in other:
             first = items[0][key]
             filled = value.expand(len(items), most, *first.shape[1:]).clone()
             for row, item in zip(filled, items, strict=True):

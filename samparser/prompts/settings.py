@@ -16,7 +16,11 @@ class PromptSettings:
         ValueError: A value is out of its range; the message names the field, the value and the range.
     """
 
-    prompt: Literal["box", "point"] = option("Prompt each instance with a box or points.", "box")
+    prompt: Literal["box", "point", "box,point"] = option(
+        "Prompt each instance with a box or points; box,point draws one of the two for each step, so that the model "
+        "works with both.",
+        "box",
+    )
     jitter_min: float = option("Each box side moves by at least this many pixels.", 0.0)
     jitter_max: float = option(
         "Each box side moves by at most this many pixels, drawn anew in each epoch. 0 turns it off.", 20.0
@@ -34,7 +38,7 @@ class PromptSettings:
         "objects meaningful. Default: no such bound, as in the paper.",
         None,
     )
-    points: int = option("Points per instance, for prompt=point.", 1)
+    points: int = option("Points per instance, where points are prompts.", 1)
     point_choice: Literal["inside", "random"] = option(
         "inside: the first point is the one furthest from the mask's border, further ones are random; random: all are "
         "drawn from the mask.",
@@ -58,7 +62,7 @@ class PromptSettings:
         if self.max_instances is not None and self.max_instances < 0:
             raise ValueError(f"max_instances must be 0 (all) or more, got {self.max_instances}.")
         for name, allowed in (
-            ("prompt", ("box", "point")),
+            ("prompt", ("box", "point", "box,point")),
             ("jitter_frame", ("original", "input")),
             ("jitter_direction", ("outward", "both")),
             ("point_choice", ("inside", "random")),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from .changes import EncoderChanges, changes_before_neck, is_tuned, mark_tuned
 from .families import FAMILIES, Family, count_coefficients, family_of, neck_targets, register_family
 from .frame import Frame, Padded, Squashed, frame_of
 from .lean import lean_decoder
 from .loading import default_processor, load_sam
-from .wrapped import EncoderChanges, changes_before_neck, image_processor, plain_model
+from .square_processor import SquareImageProcessor, SquareProcessor
+from .wrapped import image_processor, plain_model
 
 __all__ = [
     "FAMILIES",
@@ -14,6 +16,8 @@ __all__ = [
     "Family",
     "Frame",
     "Padded",
+    "SquareImageProcessor",
+    "SquareProcessor",
     "Squashed",
     "changes_before_neck",
     "count_coefficients",
@@ -21,8 +25,10 @@ __all__ = [
     "family_of",
     "frame_of",
     "image_processor",
+    "is_tuned",
     "lean_decoder",
     "load_sam",
+    "mark_tuned",
     "neck_targets",
     "plain_model",
     "register_family",

@@ -111,7 +111,7 @@ class Squashed(Frame):
 
 
 def frame_of(processor: Any) -> Frame:
-    """Return the frame into which a processor puts images.
+    """Return the frame into which a processor puts images; a frame as it is.
 
     Args:
         processor: A processor of transformers' SAM families or its image processor.
@@ -119,6 +119,8 @@ def frame_of(processor: Any) -> Frame:
     Raises:
         TypeError: Its `size` is neither {"longest_edge"} nor {"height", "width"} of one square.
     """
+    if isinstance(processor, Frame):
+        return processor
     size = getattr(image_processor(processor), "size", None)
     sides = {side: size[side] for side in ("longest_edge", "height", "width") if size and _has(size, side)}
     if "longest_edge" in sides:

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from samparser._untrusted import read_json, shown
 from samparser._words import shortened
 
 from .families.base import IncompleteCheckpointError
 from .families.registry import FAMILIES, family_of, known_families, no_family, tuner_only
 from .frame import Padded, frame_of
+from .gated import no_access
 from .wrapped import image_processor
 
-if TYPE_CHECKING:
-    from transformers import SamModel, SamProcessor
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
-def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> tuple[SamModel, SamProcessor]:
-    """Load a SAM checkpoint and its processor.
+def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+    """Load a checkpoint of a SAM family and its processor.
 
     Args:
         name_or_path: A local folder, or a name on the Hugging Face hub such as "facebook/sam-vit-base". Names that
@@ -31,14 +31,15 @@ def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> t
         dtype: Floating-point type of the weights; None keeps that of the checkpoint.
 
     Returns:
-        The model in eval mode, and its processor. A folder without a processor gets SAM's usual one for the model's
-        input size, with a warning.
+        The model in eval mode, of the class of its family in transformers, and its processor. A folder without a
+        processor gets the family's usual one for the model's input size, with a warning.
 
     Raises:
         FileNotFoundError: There is no such folder, and it can be no name on the hub.
-        ValueError: What is there is no SAM checkpoint: a PEFT adapter, another architecture, an incomplete checkpoint,
-            or a processor for another input size.
-        OSError: The hub could not be reached, or files are missing or damaged.
+        ValueError: What is there is no checkpoint of a SAM family: a PEFT adapter, another architecture, an incomplete
+            checkpoint, or a processor for another input size.
+        OSError: The hub could not be reached or gives no access, or files are missing or damaged.
+        ImportError: The model needs a package that is not installed: EdgeTAM needs timm.
     """
     from transformers import AutoConfig
 
@@ -49,8 +50,12 @@ def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> t
         source = str(folder)
     _check_source(source, folder)
     try:
+        if local:
+            _check_json(folder)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except ImportError as error:  # EdgeTAM's config asks for timm
+        raise ImportError(f"{source} needs a package that is not installed: {' '.join(str(error).split())}") from error
+    except Exception as error:  # what a file holds in the place of a number or a list ends anywhere in transformers
         raise _load_error(source, local, error) from error
     family = FAMILIES.get(config.model_type)
     if family is None:
@@ -63,7 +68,7 @@ def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> t
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     try:
         model = family.load_model(source, config, **options)
-    except IncompleteCheckpointError:
+    except (IncompleteCheckpointError, ImportError):
         raise
     except Exception as error:  # safetensors raises its own type on a damaged file
         raise _load_error(source, local, error) from error
@@ -87,7 +92,8 @@ def _check_source(source: str, folder: Path) -> None:
         return
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
-        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") or "its base model"
+        fields = read_json(adapter)
+        base = (isinstance(fields, dict) and fields.get("base_model_name_or_path")) or "its base model"
         raise ValueError(
             f"{source} is a PEFT adapter, not a model. Load its base model first, load_sam({base!r}), then put the "
             f"adapter on it: PeftModel.from_pretrained(model, {source!r}), after import samparser."
@@ -96,22 +102,31 @@ def _check_source(source: str, folder: Path) -> None:
     raise ValueError(f"{source} is not a model folder: it has no config.json. It holds {content}.")
 
 
+def _check_json(folder: Path) -> None:
+    """Refuse files of a checkpoint that hold no fields; transformers' own error over them names none."""
+    for path in (folder / name for name in ("config.json", *_PROCESSOR_FILES)):
+        if path.is_file() and not isinstance(content := read_json(path), dict):
+            raise ValueError(f"{path} holds {shown(content)} and no fields.")
+
+
 def _load_error(source: str, local: bool, error: Exception) -> OSError:
+    why = str(error).rstrip(".")
     if local:
         return OSError(
-            f"The checkpoint in {source} cannot be read: {error} A complete folder has config.json and "
+            f"The checkpoint in {source} cannot be read: {why}. A complete folder has config.json and "
             "model.safetensors, as save_pretrained writes them; pickled .bin weights are not read."
         )
+    if message := no_access(source, error):
+        return OSError(message)
     return OSError(
-        f"{source} is no local folder, and could not be fetched from the Hugging Face hub: {error} Check the spelling "
+        f"{source} is no local folder, and could not be fetched from the Hugging Face hub: {why}. Check the spelling "
         "and the connection. Offline (or with HF_HUB_OFFLINE=1) give the folder of a downloaded checkpoint instead. "
         "For an adapter on the hub, load its base model here, then the adapter with PeftModel.from_pretrained."
     )
 
 
 def _load_processor(source: str, local: bool, model: nn.Module) -> Any:
-    processor_files = ("preprocessor_config.json", "processor_config.json")
-    if local and not any((Path(source) / name).is_file() for name in processor_files):
+    if local and not any((Path(source) / name).is_file() for name in _PROCESSOR_FILES):
         warnings.warn(
             f"{source} has no preprocessor_config.json; using SAM's usual processor for "
             f"{family_of(model).frame(model).size} pixels. Save the processor beside the model to fix what it does.",
@@ -120,8 +135,8 @@ def _load_processor(source: str, local: bool, model: nn.Module) -> Any:
         return default_processor(model)
     try:
         processor = family_of(model).processor(source, model)
-    except (OSError, ValueError, KeyError) as error:
-        raise _load_error(source, local, error) from error
+    except Exception as error:
+        raise _load_error(source, local, ValueError(f"its processor: {error}")) from error
     check_processor(model, processor)
     return processor
 

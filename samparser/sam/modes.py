@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,18 +38,31 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                     module.training = training
 
 
-@contextmanager
-def catching_neck_input(neck: nn.Module) -> Iterator[list[Any]]:
-    """Collect what enters a neck in the forwards that this thread makes inside the block."""
-    caught: list[Any] = []
+class _NeckReachedError(Exception):
+    """Ends a forward before a neck; `entering` is what would have entered it."""
+
+    def __init__(self, entering: Any) -> None:
+        super().__init__("The forward has reached the neck.")
+        self.entering = entering
+
+
+def neck_input(neck: nn.Module, forward: Callable[[], object]) -> Any:
+    """Return what enters a neck in a forward of this thread, which ends there: the neck itself does not run.
+
+    Raises:
+        RuntimeError: The forward ended without a call of the neck.
+    """
     thread = threading.get_ident()
 
-    def catch(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+    def stop(_: nn.Module, arguments: tuple[Any, ...]) -> None:
         if threading.get_ident() == thread:  # a hook sees the forwards of every thread
-            caught.append(arguments[0])
+            raise _NeckReachedError(arguments[0])
 
-    handle = neck.register_forward_pre_hook(catch)
+    handle = neck.register_forward_pre_hook(stop)
     try:
-        yield caught
+        forward()
+    except _NeckReachedError as reached:
+        return reached.entering
     finally:
         handle.remove()
+    raise RuntimeError(f"The image encoder did not call its neck, a {type(neck).__name__}.")

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 from samparser.data.flips import Flipped
 from samparser.features.cache import FeatureCache
+from samparser.sam.families import family_of
 from samparser.sam.wrapped import plain_model
 from samparser.tuner import SVDCoefficientLayer
 
@@ -69,11 +70,17 @@ def fed_from(
 
 
 def _first_layer(model: nn.Module) -> SVDCoefficientLayer:
-    sam: Any = plain_model(model)
-    layer = sam.vision_encoder.neck.conv1
-    if not isinstance(layer, SVDCoefficientLayer):
+    family = family_of(model, "cache_projected")
+    if family.pointwise_first is None:
         raise ValueError(
-            "cache_projected keeps what comes after the frozen basis of the neck's conv1, but conv1 of this model is a "
-            f"{type(layer).__name__} without coefficients. Leave cache_projected out."
+            "cache_projected keeps what comes after the frozen basis of the neck's first layer, but the neck of a "
+            f"{family.model_class} does not begin with one 1x1 convolution. Leave cache_projected out."
+        )
+    layer = plain_model(model).get_submodule(family.pointwise_first)
+    if not isinstance(layer, SVDCoefficientLayer):
+        name = family.pointwise_first.rpartition(".")[2]
+        raise ValueError(
+            f"cache_projected keeps what comes after the frozen basis of the neck's {name}, but {name} of this model "
+            f"is a {type(layer).__name__} without coefficients. Leave cache_projected out."
         )
     return layer

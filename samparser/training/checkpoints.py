@@ -13,6 +13,7 @@ from typing import Any
 from transformers.trainer import TRAINER_STATE_NAME
 
 from samparser._files import flush_to_disk, write_text
+from samparser._untrusted import read_json
 
 # Written into a checkpoint last of all, with name, size and hash of every other file in it.
 COMPLETE = "complete"
@@ -34,7 +35,7 @@ def mark_complete(checkpoint: Path) -> None:
 def damage(checkpoint: Path) -> str | None:
     """Return what of a marked checkpoint does not match its mark, or None where everything does."""
     try:
-        files = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))["files"]
+        files = read_json(checkpoint / COMPLETE)["files"]
         for name, about in files.items():
             path = checkpoint / name
             if not path.is_file():
@@ -103,7 +104,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _damage_of_best(checkpoint: Path) -> str | None:
-    step = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8")).get("best_global_step")
+    step = read_json(checkpoint / TRAINER_STATE_NAME).get("best_global_step")
     best = checkpoint.with_name(f"checkpoint-{step}")
     if not step or best == checkpoint:
         return None

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers.integrations import get_reporting_integration_callbacks
 
-from samparser.sam.wrapped import changes_before_neck
+from samparser.sam.changes import changes_before_neck
 
 from .leakage import shared_image
 from .refused import refuse_sharding

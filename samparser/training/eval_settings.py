@@ -19,8 +19,9 @@ class EvalSettings:
     """
 
     eval_prompt: Literal["same", "box", "point"] = option(
-        "What each instance is prompted with for its score: its box, or points on it. same: as in training; where "
-        "nothing is trained, as in `samparser evaluate`, its box. Scores with different prompts cannot be compared.",
+        "What each instance is prompted with for its score: its box, or points on it. same: as in training; where both "
+        "are trained, or nothing is, as in `samparser evaluate`, its box. Scores with different prompts cannot be "
+        "compared.",
         "same",
     )
     eval_points: int | None = option(
@@ -71,7 +72,9 @@ class EvalSettings:
             ValueError: An option belongs to the other kind of prompt.
         """
         prompts = trained_with or PromptSettings()
-        kind = prompts.prompt if self.eval_prompt == "same" else self.eval_prompt
+        kind = self.eval_prompt
+        if kind == "same":
+            kind = "box" if "box" in prompts.prompt else "point"
         if kind == "box":
             return replace(self, eval_prompt=kind)
         choice = prompts.point_choice if self.eval_point_choice == "same" else self.eval_point_choice

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from samparser._memory import SCORING, advising
-from samparser.prediction.predictor import predict
+from samparser.prediction.predictor import SamPredictor
 from samparser.prompts import make_prompts
 from samparser.sam.lean import lean_decoder
 from samparser.scoring import ScoreTable, box_masks, ellipse_masks, score_instances
@@ -45,6 +45,7 @@ def evaluate(
     settings: EvalSettings | None = None,
     *,
     limit: int | None = None,
+    tuned: bool | None = None,
     process: tuple[int, int] | None = None,
     progress: bool = True,
 ) -> ScoreTable:
@@ -54,11 +55,12 @@ def evaluate(
     model is in eval mode meanwhile: other threads may predict with it, but not train it.
 
     Args:
-        model: A SamModel, or a PEFT model around one.
-        processor: The model's SamProcessor.
+        model: A model of a SAM family, or a PEFT model around one.
+        processor: The model's processor.
         dataset: Samples with instances, see `samparser.data`.
         settings: Kind of prompt, its randomness, chunk size and precision; by default tight boxes in float32.
         limit: Score the first so many images only.
+        tuned: Whether masks come from the head that tuning trains, see `SamPredictor`; None: where the model is tuned.
         process: `(rank, world size)` scores every world-size-th image only and returns that part. Not given, the
             processes that `accelerate launch` started share the work and each gets the whole table, which is exactly
             that of one process.
@@ -88,13 +90,14 @@ def evaluate(
         from tqdm.auto import tqdm
 
         indices = tqdm(indices, desc="scoring", unit="image", leave=False, dynamic_ncols=True)
+    predictor = SamPredictor(model, processor, tuned=tuned)
     try:
         with autocast, advising(SCORING), lean_decoder(model):
             for index in indices:
                 sample = dataset[index]
                 prompts = prompts_for(sample, index, settings)
-                masks = predict(model, processor, sample.image, batch=settings.eval_batch, **prompts)
-                rows.extend(score_instances(sample, masks))
+                predictor.set_image(sample.image)
+                rows.extend(score_instances(sample, predictor.predict(batch=settings.eval_batch, **prompts)))
     finally:
         model.train(was_training)
     if together:

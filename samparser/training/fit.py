@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,8 +15,10 @@ from transformers import EarlyStoppingCallback, IntervalStrategy, PrinterCallbac
 from transformers.trainer import TRAINER_STATE_NAME
 
 from samparser._memory import TRAINING, advising
+from samparser._untrusted import read_json
 from samparser.data.flips import RandomlyFlipped
 from samparser.prompts import PromptedDataset, PromptSettings, collate
+from samparser.sam.changes import mark_tuned
 from samparser.sam.lean import lean_decoder
 from samparser.sam.wrapped import plain_model
 from samparser.scoring.table import ScoreTable
@@ -85,8 +86,8 @@ def train(
     while its weights and modes change.
 
     Args:
-        model: A SamModel or PEFT model around one; frozen parameters stay as they are.
-        processor: The model's SamProcessor.
+        model: A model of a SAM family or a PEFT model around one; frozen parameters stay as they are.
+        processor: The model's processor.
         train_set: Training samples, see `samparser.data`.
         eval_set: Validation samples, scored during training and at the end; None: no scores.
         settings: How to train; `settings.output_dir` is the run folder, see `RunFolder` for what is in it.
@@ -135,6 +136,8 @@ def train(
             prompted = PromptedDataset(data, fed, prompts, seed=settings.seed)
             arguments = _arguments(settings, folder, eval_set)
             trainer = _trainer(model, fed, prompted, eval_set, arguments, folder, eval_settings)
+            if plain_model(model) is model:
+                mark_tuned(model)
             metrics, scores = _run(trainer, folder, resume=resume, first_process=first_process)
         trainer.processor = processor
         if first_process:
@@ -223,7 +226,7 @@ def _run(
     if first_process:
         set_aside(folder.checkpoints, checkpoint)
         # -1: a run without a checkpoint begins anew, before the row of step 0.
-        step = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["global_step"] if checkpoint else -1
+        step = read_json(checkpoint / TRAINER_STATE_NAME)["global_step"] if checkpoint else -1
         folder.rewind_log(step)
     trainer.accelerator.wait_for_everyone()
     with lean_decoder(trainer.model), advising(TRAINING):

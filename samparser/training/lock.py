@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+from samparser._untrusted import read_json
+
 try:
     import fcntl
 except ImportError:  # Windows, where folders go unlocked
@@ -80,7 +82,7 @@ def _acquired(path: Path) -> int:
 
 def _holder(path: Path) -> str:
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = read_json(path)
         return f"another process (pid {about['pid']} on {about['host']}, since {about['since']})"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

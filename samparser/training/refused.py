@@ -65,7 +65,7 @@ def refuse_inherited(settings: Any, given: set[str]) -> None:
         ValueError: The message names the field, its value and what to do instead.
     """
     for name, why in REFUSED.items():
-        if name in given:
+        if name in given and not (why is _SHARDED and _is_empty(getattr(settings, name))):
             raise ValueError(f"{name} is {getattr(settings, name)!r}: {why}")
     if getattr(settings, "train_sampling_strategy", "random") not in ("random", "sequential"):
         raise ValueError(
@@ -85,6 +85,11 @@ def refuse_inherited(settings: Any, given: set[str]) -> None:
             raise ValueError(f"{lone[0]} says how to upload the adapter; give push_to_hub as well, or leave it out.")
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes"):
         raise ValueError(f"accelerate was told to use FSDP: {_SHARDED}")
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether nothing is asked for: transformers 5.6 fills in [] and a dictionary of zeros, which copies are given."""
+    return not value or (isinstance(value, dict) and not any(value.values()))
 
 
 def refuse_sharding(deepspeed_plugin: Any) -> None:

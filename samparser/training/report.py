@@ -81,7 +81,7 @@ def draw_figures(
     Args:
         folder: The run; the PNGs go to its `figures`.
         model: The tuned model. Of a PEFT model the base's masks are drawn beside the tuned ones.
-        processor: The model's SamProcessor.
+        processor: The model's processor.
         dataset: The samples that `scores` are of; with both, panels are drawn.
         scores: The final scores.
         eval_settings: How they were prompted.

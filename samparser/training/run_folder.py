@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from samparser._files import write_text
+from samparser._untrusted import read_json
 from samparser.drawing.plots import read_log
 
 from .checkpoints import last_whole
@@ -182,11 +183,10 @@ class RunFolder:
                 )
             return None
         try:
-            content = json.loads(self.settings.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
+            content = read_json(self.settings)
+        except ValueError as error:
             raise RunFolderError(
-                f"{self.settings} is not JSON ({error}), so nothing in its folder is touched; choose another output "
-                "folder."
+                f"{error}, so nothing in its folder is touched; choose another output folder."
             ) from error
         if not isinstance(content, dict) or content.items().isdisjoint(_WRITTEN_BY.items()):
             raise RunFolderError(
@@ -199,8 +199,8 @@ class RunFolder:
         """Return whether a file is what a run leaves that was killed before it had written its settings."""
         if path.name == "environment.json":
             try:
-                return "samparser" in json.loads(path.read_text(encoding="utf-8"))["versions"]
-            except (OSError, ValueError, KeyError, TypeError, RecursionError):
+                return "samparser" in read_json(path)["versions"]
+            except (OSError, ValueError, KeyError, TypeError):
                 return False
         return path.name == LOCK or _UNFINISHED.fullmatch(path.name) is not None
 

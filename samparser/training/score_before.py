@@ -36,7 +36,7 @@ class ScoreBefore(TrainerCallback):
         if state.global_step > 0:
             return
         trainer = self.trainer
-        table = trainer.score(trainer.eval_dataset)
+        table = trainer.score(trainer.eval_dataset, tuned=False)
         if state.is_world_process_zero:
             table.to_csv(self.folder.scores_before)
         trainer.log({"before_miou": table.miou, "before_f1": table.f1})

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Trainer
 
+from samparser.sam.changes import frozen_before_neck
 from samparser.scoring.losses import LossTerms, segmentation_loss
 from samparser.scoring.table import ScoreTable
-from samparser.tuner import coefficient_parameters
+from samparser.tuner import coefficient_parameters, warn_of_unused_coefficients
 
 from .eval_settings import EvalSettings
 from .evaluation import evaluate
@@ -26,9 +27,9 @@ def mask_logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     """Return one mask per prompt, as logits of shape (B, N, h, w) at the decoder's resolution.
 
     Args:
-        model: A SamModel or a wrapper with its forward signature.
-        batch: `pixel_values` (B, 3, S, S) and `input_boxes` (B, N, 4) or `input_points` (B, N, P, 2) with
-            `input_labels` (B, N, P), coordinates in the input frame.
+        model: A model of a SAM family or a wrapper with its forward signature.
+        batch: `pixel_values` (B, 3, S, S), or features of a cache, and `input_boxes` (B, N, 4) or `input_points`
+            (B, N, P, 2) with `input_labels` (B, N, P), coordinates in the input frame.
     """
     prompts = {name: batch[name] for name in _PROMPTS if name in batch}
     return model(pixel_values=batch["pixel_values"], multimask_output=False, **prompts).pred_masks[:, :, 0]
@@ -93,6 +94,9 @@ class SamTrainer(Trainer):
 
     It never asks which method made the parameters trainable. The mean runs over the instances of an image first and
     then over images, so two processes with one image each take the same step as one process with two.
+
+    The image encoder before its neck stays in eval mode while nothing of it trains, so that what enters the neck is the
+    same in training, in a cache and afterwards.
     """
 
     args: TrainSettings
@@ -115,6 +119,7 @@ class SamTrainer(Trainer):
         self.last_scored_step: int | None = None
         self._terms: dict[str, Tensor] = {}
         self._batches = 0
+        self._frozen = frozen_before_neck(self.model)
 
     def compute_loss(
         self,
@@ -124,6 +129,9 @@ class SamTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the loss of one batch; its parts are averaged into the next log entry."""
+        if model.training:  # transformers puts the whole model in training mode before each step
+            for part in self._frozen:
+                part.eval()
         logits = mask_logits(model, inputs)
         terms = batch_loss(logits, inputs, self.args)
         for name in ("ce", "focal", "dice"):
@@ -141,6 +149,7 @@ class SamTrainer(Trainer):
                 kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
                 decay = {"weight_decay": self.args.weight_decay}
                 self.optimizer = kind([{**group, **decay} for group in groups], **options)
+            warn_of_unused_coefficients(self.model, self.optimizer)
         return self.optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -156,14 +165,25 @@ class SamTrainer(Trainer):
             self._terms, self._batches = {}, 0
         super().log(logs, start_time)
 
-    def score(self, dataset: Any, limit: int | None = None) -> ScoreTable:
-        """Return the scores of the model as it is on the first so many samples, or on all, without a log entry."""
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Count none: transformers' estimate is for language models; `samparser.methods.cost` counts products."""
+        return 0
+
+    def score(self, dataset: Any, limit: int | None = None, *, tuned: bool = True) -> ScoreTable:
+        """Return the scores of the model as it is on the first so many samples, or on all, without a log entry.
+
+        Args:
+            dataset: What to score on.
+            limit: The first so many samples only.
+            tuned: See `evaluate`; false before the first step.
+        """
         return evaluate(
             self.accelerator.unwrap_model(self.model),
             self.processor,
             dataset,
             self.eval_settings,
             limit=limit,
+            tuned=tuned,
             progress=not self.args.disable_tqdm,
         )
 

@@ -1,4 +1,4 @@
-"""The tuner: SVD coefficients as a PEFT method for any model with Linear and Conv2d layers.
+"""The tuner: SVD coefficients as a PEFT method for any model with Linear, Conv2d and ConvTranspose2d layers.
 
 Importing this package registers the method with PEFT.
 """
@@ -6,18 +6,23 @@ Importing this package registers the method with PEFT.
 from __future__ import annotations
 
 from .config import SVDCoefficientConfig
-from .layer import Conv2d, Linear, SVDCoefficientLayer
-from .model import SVDCoefficientModel, coefficient_parameters, coefficients
+from .layer import Conv2d, ConvTranspose2d, Linear, SVDCoefficientLayer
+from .learnt import coefficient_parameters, coefficients
+from .model import SVDCoefficientModel
 from .registration import register
+from .training_checks import unused_coefficients, warn_of_unused_coefficients
 
 register()
 
 __all__ = [
     "Conv2d",
+    "ConvTranspose2d",
     "Linear",
     "SVDCoefficientConfig",
     "SVDCoefficientLayer",
     "SVDCoefficientModel",
     "coefficient_parameters",
     "coefficients",
+    "unused_coefficients",
+    "warn_of_unused_coefficients",
 ]

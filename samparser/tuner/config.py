@@ -84,10 +84,10 @@ class SVDCoefficientConfig(PeftConfig):
     target_modules: list[str] | set[str] | str | None = field(
         default=None,
         metadata={
-            "help": "The modules to adapt: names of nn.Linear, nn.Conv2d or transformers Conv1D layers, or of modules "
-            "that contain some (['neck'] takes every supported layer below a module called neck), a regular expression "
-            "that has to match a module's whole name, or 'all-linear'. None takes the default of the model's type, "
-            "which for SAM and its kin is the neck, and is refused for others."
+            "help": "The modules to adapt: names of nn.Linear, nn.Conv2d, nn.ConvTranspose2d or transformers Conv1D "
+            "layers, or of modules that contain some (['neck'] takes every supported layer below a module called "
+            "neck), a regular expression that has to match a module's whole name, or 'all-linear'. None takes the "
+            "default of the model's type, which for SAM and its kin is the neck, and is refused for others."
         },
     )
     exclude_modules: list[str] | set[str] | str | None = field(

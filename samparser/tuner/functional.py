@@ -9,7 +9,8 @@ adapters. The change is a list of `Factors`, the sum of their products.
   p. `z = Vh x` is the only activation that is kept. Where x needs no gradient, the backward pass is one product per
   position, dy times z, (out, rank), and nothing is computed for `Vh`; the gradient of the plain layer's weight would
   be (out, fan_in). Differs from the plain layer by rounding, about 3e-7 in float32. Double backward, vmap, autocast and
-  torch.compile work as they do in plain autograd.
+  torch.compile work as they do in plain autograd. The rows of a transposed convolution's weight are inputs, so there it
+  is `Vh^T (p * (U^T x)) + bias`, possible where blocks do not overlap: see `samparser.tuner.transposed`.
 
 Inputs are (..., in) for linear layers and ([N], in, H, W) for convolutions.
 """
@@ -25,8 +26,10 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
+from . import transposed
 from .config import Form
 from .factors import Factors, unfold, weight_change
+from .transposed import has_channels_last
 
 # The choice of the form
 
@@ -39,6 +42,7 @@ def adapted(
     fan_in_fan_out: bool,
     whole: Factors | None = None,
     form: Form = "auto",
+    output_size: Sequence[int] | None = None,
 ) -> Tensor:
     """Compute the output of a layer whose weight is changed by `terms`, differentiable in x and in the terms.
 
@@ -51,10 +55,19 @@ def adapted(
             ones); None rules the factored form out.
         form: Which form to use; `"auto"` decides by `cheaper_form` where a gradient of the coefficients is wanted
             and the weight is not in half precision, and rebuilds otherwise.
+        output_size: What a transposed convolution takes beside x; see `torch.nn.ConvTranspose2d`.
     """
     if whole is not None and _use_factors(base, x, terms[0].p, whole, form):
         return factored(base, x, whole.u, _moved(whole, terms), whole.vh)
-    return with_weight(base, x, rebuilt_weight(_tensor(base.weight), terms, fan_in_fan_out=fan_in_fan_out))
+    weight = rebuilt_weight(_tensor(base.weight), terms, fan_in_fan_out=fan_in_fan_out)
+    return with_weight(base, x, weight, output_size)
+
+
+def has_factors(base: nn.Module, x: Tensor, output_size: Sequence[int] | None = None) -> bool:
+    """Tell whether a layer is one matrix, the same at every position, so that its factors can stand for it."""
+    if isinstance(base, nn.ConvTranspose2d):
+        return transposed.gives_blocks(base, x, output_size)
+    return getattr(base, "groups", 1) == 1
 
 
 def _use_factors(base: nn.Module, x: Tensor, p: Tensor, whole: Factors, form: Form) -> bool:
@@ -68,24 +81,29 @@ def _use_factors(base: nn.Module, x: Tensor, p: Tensor, whole: Factors, form: Fo
     if not torch.compiler.is_compiling() and (torch.jit.is_tracing() or forward_mode):
         return False
     rank, fan_in = whole.vh.shape
+    out, needs_grad = len(whole.u), x.requires_grad
+    if isinstance(base, nn.ConvTranspose2d):
+        # The matrix the other way round: from rows, which are inputs, to columns.
+        positions, cost = x.shape[:-3].numel() * x.shape[-2:].numel(), transposed.COST_OF_A_PRODUCT
+        return cheaper_form(fan_in, out, rank, positions, input_grad=needs_grad, cost=cost) == "factored"
     if isinstance(base, nn.Conv2d):
         positions = x.shape[:-3].numel() * x.shape[-2] * x.shape[-1] // (base.stride[0] * base.stride[1])
     else:
         positions = x.shape[:-1].numel()
-    return cheaper_form(len(whole.u), fan_in, rank, positions, input_grad=x.requires_grad) == "factored"
+    return cheaper_form(out, fan_in, rank, positions, input_grad=needs_grad) == "factored"
 
 
 def adapted_by_sample(base: nn.Module, x: Tensor, term: Factors, *, whole: Factors | None = None) -> Tensor:
     """Compute as `adapted`, with coefficients of their own for every sample of the batch: term.p is (N, k).
 
     One pass for the whole batch, not one rebuilt weight for each adapter: `U (p_n * (Vh x_n))` where `whole` is
-    known and that is cheaper, else `base(x) + U (change_n * (Vh x_n))`. Needs a convolution without groups.
+    known and that is cheaper, else `base(x) + U (change_n * (Vh x_n))`. Needs a layer that `has_factors`.
     """
     if whole is not None:
         out, fan_in = len(whole.u), whole.vh.shape[1]
         if len(whole.vh) * (fan_in + out) <= out * fan_in + len(term.vh) * (fan_in + out):
             return factored(base, x, whole.u, _moved(whole, [term]), whole.vh)
-    return base(x) + combine(along(base, x, term.vh), term.u, term.p, None, channels=_channels(base))
+    return base(x) + _through(base, x, *term, bias=None)
 
 
 def _moved(whole: Factors, terms: Sequence[Factors]) -> Tensor:
@@ -102,7 +120,7 @@ def from_projection(base: nn.Module, z: Tensor, whole: Factors, changes: Sequenc
 
 
 def cheaper_form(
-    out: int, fan_in: int, rank: int, positions: int, *, input_grad: bool
+    out: int, fan_in: int, rank: int, positions: int, *, input_grad: bool, cost: float = 1.0
 ) -> Literal["factored", "rebuilt"]:
     """Choose the form that takes fewer products in a training step, forward and backward.
 
@@ -118,6 +136,7 @@ def cheaper_form(
         rank: Number of coefficients.
         positions: Outputs of the layer for all samples together: tokens, or pixels.
         input_grad: Whether the layer's input needs a gradient.
+        cost: What a product OC of the plain layer costs, over one of a matrix.
 
     Example:
         >>> cheaper_form(256, 768, 256, 64 * 64, input_grad=False)  # conv1 of SAM ViT-B's neck
@@ -127,9 +146,9 @@ def cheaper_form(
     """
     rebuilding = out * rank * fan_in / max(1, positions)
     if input_grad:
-        by_factors, by_weight = 2 * rank * (fan_in + out), 3 * out * fan_in + 2 * rebuilding
+        by_factors, by_weight = 2 * rank * (fan_in + out), 3 * cost * out * fan_in + 2 * rebuilding
     else:
-        by_factors, by_weight = rank * (fan_in + 2 * out), 2 * out * fan_in + 2 * rebuilding
+        by_factors, by_weight = rank * (fan_in + 2 * out), 2 * cost * out * fan_in + 2 * rebuilding
     return "factored" if by_factors < by_weight else "rebuilt"
 
 
@@ -153,8 +172,16 @@ def rebuilt_weight(weight: Tensor, terms: Sequence[Factors], *, fan_in_fan_out: 
     return (weight.to(change.dtype) + change).to(weight.dtype)
 
 
-def with_weight(base: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
-    """Compute the output of a plain layer with another weight in the place of its own."""
+def with_weight(base: nn.Module, x: Tensor, weight: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+    """Compute the output of a plain layer with another weight in the place of its own.
+
+    Raises:
+        TypeError: `output_size` is given and the layer is no transposed convolution.
+    """
+    if isinstance(base, nn.ConvTranspose2d):
+        return transposed.with_kernel(base, x, weight, output_size)
+    if output_size is not None:
+        raise TypeError(f"output_size={output_size} is for transposed convolutions; this is {base}.")
     if isinstance(base, nn.Conv2d):
         # Takes care of stride, padding, padding mode, dilation and groups.
         return base._conv_forward(x, weight, base.bias)
@@ -171,9 +198,19 @@ def with_weight(base: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
 def factored(base: nn.Module, x: Tensor, u: Tensor, p: Tensor, vh: Tensor) -> Tensor:
     """Compute the output of `base` with the weight `U diag(p) Vh`, differentiable in x and p.
 
-    u (out, r), p (r,) or, for each sample, (N, r), vh (r, fan_in). Convolutions must have one group.
+    u (out, r), p (r,) or, for each sample, (N, r), vh (r, fan_in). Needs a layer that `has_factors`.
     """
-    return combine(along(base, x, vh), u, p, _bias(base), channels=_channels(base))
+    return _through(base, x, u, p, vh, bias=_bias(base))
+
+
+def _through(base: nn.Module, x: Tensor, u: Tensor, p: Tensor, vh: Tensor, *, bias: Tensor | None) -> Tensor:
+    if not isinstance(base, nn.ConvTranspose2d):
+        return combine(along(base, x, vh), u, p, bias, channels=_channels(base))
+    dtype = _compute_dtype(x)
+    z = _pointwise(x.to(dtype), u.T.to(dtype))
+    last = has_channels_last(z)
+    rows, row_bias = transposed.rows_of_blocks(base, vh, bias, channels_last=last)
+    return transposed.in_place(base, combine(z, rows, p, row_bias, channels=-3), channels_last=last)
 
 
 def along(base: nn.Module, x: Tensor, vh: Tensor) -> Tensor:
@@ -281,7 +318,7 @@ class _FrozenConvolution(torch.autograd.Function):
 
 def _pointwise(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
     """A 1x1 convolution of x ([N], C, H, W) with a matrix (out, C); on channels-last memory one matrix product."""
-    if x.ndim == 4 and x.permute(0, 2, 3, 1).is_contiguous():
+    if has_channels_last(x):
         return F.linear(x.permute(0, 2, 3, 1), matrix, bias).permute(0, 3, 1, 2)
     return F.conv2d(x, matrix[:, :, None, None], bias)
 
@@ -299,7 +336,7 @@ def _combine_by_sample(z: Tensor, u: Tensor, p: Tensor, channels: int) -> Tensor
     if channels == -1:
         between = z.reshape(len(z), -1, z.shape[-1])
         return (between @ matrices.transpose(1, 2)).view(*z.shape[:-1], -1)
-    if z.ndim == 4 and z.permute(0, 2, 3, 1).is_contiguous():
+    if has_channels_last(z):
         return _combine_by_sample(z.permute(0, 2, 3, 1), u, p, -1).permute(0, 3, 1, 2)
     return (matrices @ z.flatten(2)).unflatten(2, z.shape[2:])
 

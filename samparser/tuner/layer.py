@@ -87,14 +87,14 @@ class SVDCoefficientLayer(AdapterLayer):
             self._give_values()
         if not self.training or x.device.type == "cpu":  # Elsewhere the comparison would wait in every step.
             self.follow_copied_weight()
-        if self.takes_projection:
+        if self.takes_projection:  # Of layers that take nothing beside x.
             return self._forward_projection(x, adapter_names)
         if self._disable_adapters:
             if self._unmerged is not None:
-                return functional.with_weight(self.base_layer, x, self._unmerged)
+                return functional.with_weight(self.base_layer, x, self._unmerged, *args, **kwargs)
             return self.base_layer(x, *args, **kwargs)
         if adapter_names is not None:
-            return self._forward_mixed(x, adapter_names)
+            return self._forward_mixed(x, adapter_names, *args, **kwargs)
         terms = [] if self.merged_adapters else self.terms_of(self.active_adapters)
         if not terms:
             return self.base_layer(x, *args, **kwargs)
@@ -104,24 +104,38 @@ class SVDCoefficientLayer(AdapterLayer):
             # Trained bases are left out: what was written to their .data would go unnoticed.
             if self._kept is None or not self._kept.fits(self.base_weight, terms):
                 self._kept = KeptWeight.form(self.base_weight, terms, self._weight_with)
-            return functional.with_weight(self.base_layer, x, self._kept.weight)
-        return self._adapted(x, terms, self.active_adapters)
+            return functional.with_weight(self.base_layer, x, self._kept.weight, *args, **kwargs)
+        return self._adapted(x, terms, self.active_adapters, *args, **kwargs)
 
-    def _adapted(self, x: Tensor, terms: list[Factors], adapter_names: Sequence[str]) -> Tensor:
-        whole, form = self._whole(adapter_names), self._form(adapter_names)
+    def _adapted(
+        self,
+        x: Tensor,
+        terms: list[Factors],
+        adapter_names: Sequence[str],
+        output_size: Sequence[int] | None = None,
+    ) -> Tensor:
+        has_factors = functional.has_factors(self.base_layer, x, output_size)
+        whole, form = self._whole(adapter_names) if has_factors else None, self._form(adapter_names)
         if form == "factored" and whole is None:
             raise ValueError(
-                f"{self.layer_name} has no factored form: it is a convolution of several groups, its weight is trained "
-                "or was changed after it was adapted, or another active adapter has bases of its own. Use form='auto'."
+                f"{self.layer_name} has no factored form: it is a convolution of several groups or a transposed one "
+                "whose blocks overlap or are padded, its weight is trained or was changed after it was adapted, or "
+                "another active adapter has bases of its own. Use form='auto'."
             )
-        return functional.adapted(self.base_layer, x, terms, fan_in_fan_out=self.fan_in_fan_out, whole=whole, form=form)
+        return functional.adapted(
+            self.base_layer,
+            x,
+            terms,
+            fan_in_fan_out=self.fan_in_fan_out,
+            whole=whole,
+            form=form,
+            output_size=output_size,
+        )
 
     def _whole(self, adapter_names: Sequence[str]) -> Factors | None:
         """The layer's bases, where they make up the base weight and these adapters change it along them alone."""
         own_bases = any(name in self.svd_coefficient_u for name in self.present(adapter_names))
-        if own_bases or getattr(self.base_layer, "groups", 1) != 1:
-            return None
-        if not self._bases_fit.holds(self.base_weight, self.bases, fan_in_fan_out=self.fan_in_fan_out):
+        if own_bases or not self._bases_fit.holds(self.base_weight, self.bases, fan_in_fan_out=self.fan_in_fan_out):
             return None
         return self.bases
 
@@ -140,10 +154,13 @@ class SVDCoefficientLayer(AdapterLayer):
         ([N], rank, H, W) for convolutions. That holds with any of its adapters, and with none.
 
         Raises:
-            ValueError: An adapter has bases of its own, or the layer is a convolution of more than one position.
+            ValueError: An adapter has bases of its own, or the layer is a convolution of more than one position or a
+                transposed one.
         """
         reason = None
-        if isinstance(self.base_layer, nn.Conv2d) and not functional.is_pointwise(self.base_layer):
+        if isinstance(self.base_layer, nn.ConvTranspose2d):
+            reason = "it is a transposed convolution"
+        elif isinstance(self.base_layer, nn.Conv2d) and not functional.is_pointwise(self.base_layer):
             reason = "it is a convolution of more than one position, whose projection has no fewer numbers"
         elif own := sorted(self.svd_coefficient_u):
             reason = f"adapter {own[0]!r} has bases of its own (trainable bases, or save_basis)"
@@ -167,7 +184,9 @@ class SVDCoefficientLayer(AdapterLayer):
         tensors = [self.base_weight, *(tensor for term in terms for tensor in term)]
         return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
-    def _forward_mixed(self, x: Tensor, adapter_names: Sequence[str]) -> Tensor:
+    def _forward_mixed(
+        self, x: Tensor, adapter_names: Sequence[str], output_size: Sequence[int] | None = None
+    ) -> Tensor:
         if len(x) != len(adapter_names):
             raise ValueError(
                 "Length of `adapter_names` should be the same as the number of inputs, but got "
@@ -178,16 +197,17 @@ class SVDCoefficientLayer(AdapterLayer):
                 "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first. "
                 f"Merged are: {', '.join(self.merged_adapters)}."
             )
+        further = {} if output_size is None else {"output_size": output_size}
         present = self.present(adapter_names)
         if not present:
-            return self.base_layer(x)
+            return self.base_layer(x, **further)
         term = self.term_by_sample(adapter_names)
-        if term is not None and getattr(self.base_layer, "groups", 1) == 1:
+        if term is not None and functional.has_factors(self.base_layer, x, output_size):
             return functional.adapted_by_sample(self.base_layer, x, term, whole=self._whole(present))
-        result = self.base_layer(x)
+        result = self.base_layer(x, **further)
         for name in present:
             rows = torch.tensor([i for i, n in enumerate(adapter_names) if n == name], device=x.device)
-            part = self._adapted(x[rows], self.terms_of([name]), [name])
+            part = self._adapted(x[rows], self.terms_of([name]), [name], **further)
             result = result.index_copy(0, rows, part.to(result.dtype))
         return result
 
@@ -253,7 +273,7 @@ class SVDCoefficientLayer(AdapterLayer):
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Tell PEFT that linear layers can be converted to LoRA, which has matrices only."""
-        return not isinstance(self.base_layer, nn.Conv2d)
+        return not isinstance(self.base_layer, (nn.Conv2d, nn.ConvTranspose2d))
 
     # Devices and dtypes
 
@@ -307,6 +327,22 @@ class Conv2d(SVDCoefficientLayer):
     """
 
     def __init__(self, base_layer: nn.Conv2d, name: str, match: Match) -> None:
+        super().__init__(base_layer, name, match)
+        self.in_features, self.out_features = base_layer.in_channels, base_layer.out_channels
+        self.in_channels, self.out_channels = base_layer.in_channels, base_layer.out_channels
+        self.groups = base_layer.groups
+
+
+class ConvTranspose2d(SVDCoefficientLayer):
+    """A transposed convolution with trained coefficients.
+
+    Rows of its weight are inputs. With the kernel read as a matrix `W` (in, out/groups*kh*kw) and p of shape
+    (min(in, out/groups*kh*kw),): `y = conv_transpose(x, W + U diag(p - p0) Vh) + bias`. Where kernel and stride are
+    equal and nothing is padded, dilated or grouped, p holds the singular values of the layer itself, and training
+    computes with matrix products, see `samparser.tuner.transposed`. Takes `output_size` as the plain layer does.
+    """
+
+    def __init__(self, base_layer: nn.ConvTranspose2d, name: str, match: Match) -> None:
         super().__init__(base_layer, name, match)
         self.in_features, self.out_features = base_layer.in_channels, base_layer.out_channels
         self.in_channels, self.out_channels = base_layer.in_channels, base_layer.out_channels

@@ -1,4 +1,4 @@
-"""Tuner model that PEFT drives: injection, merging, saving, mixed batches, and reading what an adapter has learnt."""
+"""Tuner model that PEFT drives: injection, merging, saving and mixed batches."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .adapter_file import check_adapter_file, check_layers, check_tensors
-from .adapter_layer import COEFFICIENTS
 from .base_record import Match, match_base, report
 from .config import COMPILED, PREFIX, SVDCoefficientConfig, hash_of_weights
+from .defaults import MODEL_TYPES, NECK, default_targets
 from .factors import free_coefficients
-from .layer import BASE, Conv2d, Linear, SVDCoefficientLayer
+from .layer import BASE, Conv2d, ConvTranspose2d, Linear, SVDCoefficientLayer
 from .targets import UnsupportedModuleError, refuse_offloaded, resolve_targets, unsupported_reason
+from .training_checks import warn_of_running_statistics
 from .weighted_adapter import check_sum, config_of_sum, fill_sum
 
 
@@ -34,19 +35,9 @@ class SVDCoefficientModel(BaseTuner):
 
     prefix = PREFIX
     tuner_layer_cls = SVDCoefficientLayer
-    target_module_mapping: ClassVar = {
-        model_type: ["vision_encoder.neck"]
-        for model_type in (
-            "sam",
-            "sam_hq",
-            "sam2",
-            "sam2_video",
-            "edgetam",
-            "edgetam_video",
-            "sam3",
-            "sam3_tracker",
-        )
-    }
+    # PEFT's name for such a table; which levels of a neck are live, `default_targets` finds in the model's config.
+    target_module_mapping: ClassVar = {model_type: [NECK] for model_type in MODEL_TYPES}
+    _looked_for_running_statistics = False
 
     # Injection
 
@@ -63,14 +54,21 @@ class SVDCoefficientModel(BaseTuner):
         self.peft_config[adapter_name]._source = None
         self._warn_of_tied_coefficients(adapter_name)
 
+    def _get_module_names_tied_with_embedding(self) -> list[str]:
+        """Find what PEFT would have to keep tied; nothing in models that cannot say what their embeddings are."""
+        try:
+            return super()._get_module_names_tied_with_embedding()
+        except NotImplementedError:  # As models of vision raise where transformers finds no embedding of tokens.
+            return []
+
     def _prepare_adapter_config(self, peft_config: SVDCoefficientConfig, model_config: dict) -> SVDCoefficientConfig:
         if peft_config.target_modules is None:
             model_type = str(model_config.get("model_type"))
-            known = self.target_module_mapping.get(model_type)
+            known = default_targets(model_type, model_config)
             if known is None:
                 raise ValueError(
                     "Please specify `target_modules` in `peft_config`: there is no default target for models of type "
-                    f"{model_type!r} (there is for {', '.join(sorted(self.target_module_mapping))})."
+                    f"{model_type!r} (there is for {', '.join(sorted(MODEL_TYPES))})."
                 )
             peft_config.target_modules = set(known)
         return peft_config
@@ -140,6 +138,8 @@ class SVDCoefficientModel(BaseTuner):
     def _new_layer(self, config: SVDCoefficientConfig, base: nn.Module, name: str, match: Match) -> SVDCoefficientLayer:
         if isinstance(base, nn.Conv2d):
             return Conv2d(base, name, match)
+        if isinstance(base, nn.ConvTranspose2d):
+            return ConvTranspose2d(base, name, match)
         return Linear(base, name, match, fan_in_fan_out=_fan_in_fan_out(config, base))
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
@@ -297,6 +297,9 @@ class SVDCoefficientModel(BaseTuner):
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         adapter_names = kwargs.get("adapter_names")
+        if self.training and not self._looked_for_running_statistics and not torch.compiler.is_compiling():
+            self._looked_for_running_statistics = True
+            warn_of_running_statistics(self.model)
         if adapter_names is None:
             yield
             return
@@ -349,50 +352,3 @@ def _fan_in_fan_out(config: SVDCoefficientConfig, base: nn.Module) -> bool:
 def _without_compile_prefix(name: str) -> str:
     """A module's name without what torch.compile puts into it."""
     return name.replace(COMPILED, "")
-
-
-# What an adapter has learnt
-
-
-def coefficient_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the names and parameters of all coefficients in a model, of every adapter, trained or frozen.
-
-    Coefficients want a learning rate of their own, about a thousand times that of weights:
-
-    Example:
-        >>> import torch
-        >>> from peft import get_peft_model
-        >>> from samparser import SVDCoefficientConfig
-        >>> from samparser.tuner import coefficient_parameters
-        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2))
-        >>> model = get_peft_model(net, SVDCoefficientConfig(target_modules=["0"], modules_to_save=["1"]))
-        >>> chosen = dict(coefficient_parameters(model))
-        >>> sorted(chosen)
-        ['base_model.model.0.svd_coefficient_p.default']
-        >>> others = [p for name, p in model.named_parameters() if p.requires_grad and name not in chosen]
-        >>> groups = [{"params": list(chosen.values()), "lr": 1e-2}, {"params": others, "lr": 1e-4}]
-        >>> optimizer = torch.optim.Adam(groups)
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, SVDCoefficientLayer):
-            for kind in COEFFICIENTS:
-                for adapter, parameter in getattr(module, kind).items():
-                    yield ".".join(part for part in (name, kind, adapter) if part), parameter
-
-
-@torch.no_grad()
-def coefficients(model: nn.Module, adapter_name: str = "default") -> dict[str, tuple[Tensor, Tensor]]:
-    """Read the spectra of an adapter: for each adapted layer the coefficients before and after, (p0, p), each (rank,).
-
-    p0 are the singular values of the base weight and p those that the adapter puts in their place, at scaling 1 and
-    however they are parametrised. Copies, in float32 or wider.
-
-    Raises:
-        ValueError: No layer of the model has an adapter of that name.
-    """
-    layers = {module.layer_name: module for module in model.modules() if isinstance(module, SVDCoefficientLayer)}
-    found = {name: layer.spectrum(adapter_name) for name, layer in layers.items() if adapter_name in layer.states}
-    if not found:
-        known = sorted({name for layer in layers.values() for name in layer.states})
-        raise ValueError(f"The model has no SVD coefficient adapter {adapter_name!r}; it has {known or 'none'}.")
-    return {name: (p0.clone(), p.clone()) for name, (p0, p) in found.items()}

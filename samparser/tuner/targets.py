@@ -20,8 +20,8 @@ from transformers.pytorch_utils import Conv1D
 
 from .config import COMPILED, SVDCoefficientConfig
 
-SUPPORTED = (nn.Linear, nn.Conv2d, Conv1D)
-_SUPPORTED_ARE = "Coefficients need a floating-point nn.Linear, nn.Conv2d or transformers Conv1D."
+SUPPORTED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, Conv1D)
+_SUPPORTED_ARE = "Coefficients need a floating-point nn.Linear, nn.Conv2d, nn.ConvTranspose2d or transformers Conv1D."
 _KEEP_IN_MEMORY = (
     "Load the base model without offloading, or with a device_map that keeps this layer's weight on a device."
 )

@@ -24,7 +24,7 @@ def blocks():
 
 
 def test_the_code_of_the_page_runs_as_it_stands(blocks, tiny_sam_folder, tmp_path, capsys):
-    assert set(blocks) == {"my_method.py", "my_layout.py", "draw_discs.py", "my-experiment.json"}
+    assert set(blocks) == {"my_method.py", "my_layout.py", "draw_discs.py", "my_family.py", "my-experiment.json"}
     for name, text in blocks.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     experiment = tmp_path / "my-experiment.json"
@@ -49,5 +49,5 @@ def test_every_block_of_the_page_has_a_file_name_or_is_a_command(blocks):
     opened = re.findall(r"^```(\w.*)$", PAGE.read_text("utf-8"), re.MULTILINE)
     assert sorted(opened) == sorted(
         ["bash", 'json title="my-experiment.json"']
-        + [f'python title="{name}"' for name in ("my_method.py", "my_layout.py", "draw_discs.py")]
+        + [f'python title="{name}"' for name in ("my_method.py", "my_layout.py", "draw_discs.py", "my_family.py")]
     )

@@ -95,10 +95,13 @@ def test_split_files_as_text_name_one_image_a_line(pool):
         ),
         ({"train": ["001"], "val": ["001.jpg"]}, "lists 001.jpg under train and under val"),
         (["001"], "must be of the form"),
+        ("[" * 50_000, r"split\.json cannot be read: it is nested too deeply"),
+        ('{"train": [' + "9" * 5000 + "]}", r"split\.json cannot be read: Exceeds the limit \(4300 digits\)"),
     ],
+    ids=lambda value: str(value)[:20],
 )
 def test_a_wrong_split_file_says_what_is_wrong(pool, lists, message):
-    (pool / "split.json").write_text(json.dumps(lists))
+    (pool / "split.json").write_text(lists if isinstance(lists, str) else json.dumps(lists))
     with pytest.raises(DataError, match=message):
         opened(pool, split_file="split.json")
 

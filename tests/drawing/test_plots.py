@@ -65,6 +65,10 @@ def test_a_log_without_anything_to_draw_or_with_a_broken_line_is_refused(tmp_pat
     broken.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
     with pytest.raises(ValueError, match=r"broken\.jsonl, line 2 is not JSON: 'nonsense'"):
         score_curves(broken, tmp_path / "x.png")
+    for text in ("[" * 50_000, '{"step": ' + "9" * 5000 + "}"):
+        broken.write_text('{"step": 1}\n' + text)
+        with pytest.raises(ValueError, match=r"broken\.jsonl, line 2 is not JSON"):
+            score_curves(broken, tmp_path / "x.png")
     broken.write_text("[1]\n{}\n")
     with pytest.raises(ValueError, match=r"line 1 is not a JSON object"):
         score_curves(broken, tmp_path / "x.png")

@@ -10,13 +10,15 @@ def benchmark(monkeypatch):
 
 
 def test_the_benchmark_compares_layers_steps_and_adapters(benchmark, tmp_path, capsys):
-    benchmark("--rounds", 1, "--step_rounds", 1, "--only", "layers", "steps", "many", "--output", tmp_path / "out.md")
+    parts = ("layers", "transposed", "steps", "many")
+    benchmark("--rounds", 1, "--step_rounds", 1, "--only", *parts, "--output", tmp_path / "out.md")
     printed = capsys.readouterr().out
     assert (tmp_path / "out.md").read_text() == printed
     assert printed.startswith("Measured on ")
     lines = printed.splitlines()
     for start in (
         "| conv1 48->16, 1x1 |",
+        "| smaller: 6->3, 8x8 |",
         "| samparser + decoder |",
         "| LoRA r=4 on qkv + decoder |",
         "| 2 |",
@@ -33,7 +35,7 @@ def test_the_benchmark_draws_the_figure_of_scale(benchmark, tmp_path, capsys):
 
 
 def test_a_part_that_does_not_exist_is_named(benchmark):
-    with pytest.raises(ValueError, match=r"no part fast; there are layers, evaluation, mixed, steps"):
+    with pytest.raises(ValueError, match=r"no part fast; there are layers, transposed, evaluation, mixed, steps"):
         benchmark("--only", "fast")
 
 

@@ -75,7 +75,7 @@ def test_features_are_what_enters_the_neck(tmp_path, tiny_processor):
     model = train_neck(make_tiny_sam())
     (sample,) = make_samples(1)
     cache = FeatureCache(tmp_path, model, tiny_processor, dtype=torch.float32)
-    stored = cache.features(sample.image)
+    (stored,) = cache.features(sample.image)
     assert stored.shape == SHAPE
     encoder = model.vision_encoder
     with torch.no_grad():
@@ -90,9 +90,9 @@ def test_a_projection_is_applied_before_rounding(tmp_path, tiny_processor, gener
     model = train_neck(make_tiny_sam())
     (sample,) = make_samples(1)
     projection = torch.randn(5, 24, generator=generator)
-    tokens = FeatureCache(tmp_path, model, tiny_processor, dtype=torch.float32).features(sample.image)
+    (tokens,) = FeatureCache(tmp_path, model, tiny_processor, dtype=torch.float32).features(sample.image)
     cache = FeatureCache(tmp_path, model, tiny_processor, projection=projection)
-    stored = cache.features(sample.image)
+    (stored,) = cache.features(sample.image)
     assert (cache.form, stored.shape) == ("projection", (8, 8, 5))
     torch.testing.assert_close(stored, (tokens @ projection.T).half(), rtol=0, atol=0)
     with pytest.raises(ValueError, match=r"\(rank, 24\).*got \(5, 23\)"):
@@ -154,16 +154,16 @@ def test_worker_processes_read_features(tmp_path, tiny_processor):
     loader = torch.utils.data.DataLoader(
         dataset, collate_fn=collate, num_workers=1, batch_size=2, multiprocessing_context="fork"
     )
-    batches = [batch["pixel_values"] for batch in loader]
-    expected = torch.stack([cache.store.read(image_key(sample.image)) for sample in samples])
+    batches = [batch["pixel_values"][0] for batch in loader]
+    expected = torch.stack([cache.store.read(image_key(sample.image))[0] for sample in samples])
     torch.testing.assert_close(torch.cat(batches), expected, rtol=0, atol=0)
 
 
 def test_the_processor_can_be_sent_to_a_process(tmp_path, tiny_processor):
     cache = FeatureCache(tmp_path, train_neck(make_tiny_sam()), tiny_processor)
     (sample,) = make_samples(1)
-    expected = cache.features(sample.image)
+    (expected,) = cache.features(sample.image)
     processor = pickle.loads(pickle.dumps(cache.processor))
-    torch.testing.assert_close(processor(sample.image)["pixel_values"][0], expected, rtol=0, atol=0)
+    torch.testing.assert_close(processor(sample.image)["pixel_values"][0][0], expected, rtol=0, atol=0)
     assert processor.size == tiny_processor.image_processor.size
     assert len(pickle.dumps(cache.store)) < 1000

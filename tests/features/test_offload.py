@@ -2,32 +2,42 @@
 
 import pytest
 import torch
+from torch import nn
 
-from samparser.features.offload import EncoderAside, FeatureInput
+from samparser.features.offload import EncoderAside
 from samparser.features.store import DamagedFeaturesError
+from samparser.sam import family_of
 
 
-def test_features_of_one_shape_pass_in_the_encoders_dtype():
-    layer = FeatureInput((2, 3), torch.float32)
-    assert layer(torch.ones(4, 2, 3, dtype=torch.float16)).dtype == torch.float32
-    with pytest.raises(ValueError, match=r"shape \(batch, 2, 3\); it got \(4, 3, 2\)"):
-        layer(torch.ones(4, 3, 2))
+def upstream(model):
+    return family_of(model).upstream(model)
 
 
-@pytest.mark.parametrize("after_neck", [False, True])
 @torch.no_grad()
-def test_features_in_place_of_an_image_give_its_embedding(tiny_sam, tmp_path, after_neck, generator):
-    encoder = tiny_sam.vision_encoder
+def test_what_is_put_aside_is_gone_and_comes_back_as_it_was(tiny_sam, tmp_path, generator):
     pixels = torch.randn(1, 3, 64, 64, generator=generator)
-    seen = []
-    handle = encoder.neck.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    embedding = encoder(pixels).last_hidden_state
-    handle.remove()
-    features = embedding if after_neck else seen[0]
-    aside = EncoderAside(encoder, tuple(features.shape[1:]), tmp_path / "weights.safetensors", after_neck=after_neck)
-    assert torch.equal(encoder(features).last_hidden_state, embedding)
+    before, names = tiny_sam.get_image_embeddings(pixels), list(tiny_sam.state_dict())
+    parts = upstream(tiny_sam)
+    aside = EncoderAside(tiny_sam, parts, tmp_path / "weights.safetensors")
+    assert not any(name.startswith(tuple(parts)) for name in tiny_sam.state_dict())
+    assert sum(parameter.numel() for parameter in parts["vision_encoder.layers"].parameters()) == 0
+    with pytest.raises(RuntimeError, match="put away while it works from cached features"):
+        tiny_sam.get_image_embeddings(pixels)
     aside.restore()
-    assert torch.equal(encoder(pixels).last_hidden_state, embedding)
+    assert upstream(tiny_sam) == parts
+    assert list(tiny_sam.state_dict()) == names
+    assert torch.equal(tiny_sam.get_image_embeddings(pixels), before)
+
+
+@torch.no_grad()
+def test_buffers_come_back_too(tmp_path):
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
+    model[0].running_mean.fill_(3)
+    model[0].num_batches_tracked.fill_(7)
+    aside = EncoderAside(model, {"0": model[0]}, tmp_path / "weights.safetensors")
+    aside.restore()
+    assert model[0].running_mean.tolist() == [3, 3]
+    assert model[0].num_batches_tracked == 7
 
 
 def removed(file):
@@ -47,7 +57,7 @@ def cut_off(file):
 @pytest.mark.parametrize("damage", [removed, altered, cut_off])
 def test_weights_that_went_bad_while_they_were_away_are_named(tiny_sam, tmp_path, damage):
     file = tmp_path / "weights.safetensors"
-    aside = EncoderAside(tiny_sam.vision_encoder, (8, 8, 24), file, after_neck=False)
+    aside = EncoderAside(tiny_sam, upstream(tiny_sam), file)
     damage(file)
     with pytest.raises(DamagedFeaturesError, match=r"weights\.safetensors .*load the base model again.*--resume"):
         aside.restore()

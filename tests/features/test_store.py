@@ -73,7 +73,7 @@ def test_two_processes_fill_one_folder_at_the_same_time(tmp_path, tiny_processor
 def contents(path: Path) -> tuple[dict[str, str], list[float]]:
     """Metadata and values of an entry; the order of the metadata in the file is not fixed."""
     with safe_open(path, "pt") as file:
-        return file.metadata(), file.get_tensor("features").flatten().tolist()
+        return file.metadata(), file.get_tensor("features0").flatten().tolist()
 
 
 def test_another_model_another_preprocessing_and_a_changed_image_find_nothing(tmp_path, tiny_processor):
@@ -81,7 +81,7 @@ def test_another_model_another_preprocessing_and_a_changed_image_find_nothing(tm
     (sample,) = make_samples(1)
     cache = FeatureCache(tmp_path, model, tiny_processor)
     cache.fill([sample], progress=False)
-    assert cache.processor(sample.image)["pixel_values"].shape == (1, *SHAPE)
+    assert [tensor.shape for tensor in cache.processor(sample.image)["pixel_values"]] == [(1, *SHAPE)]
 
     changed = sample.image.copy()
     changed[0, 0, 0] ^= 1
@@ -145,7 +145,7 @@ def altered(path: Path) -> None:
 def reshaped(path: Path) -> None:
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    save_file({"features": load_file(path)["features"][:4].clone()}, path, metadata=metadata)
+    save_file({"features0": load_file(path)["features0"][:4].clone()}, path, metadata=metadata)
 
 
 @pytest.mark.parametrize("damage", [cut_off, emptied, altered, reshaped])
@@ -168,16 +168,32 @@ def test_a_damaged_entry_is_found_and_computed_anew(damage, tmp_path, tiny_proce
 
 
 def test_values_beyond_float16_keep_float32(tmp_path):
-    store = FeatureStore(tmp_path, "print", (2,), torch.float16)
-    assert store.write("aa", torch.tensor([1.0, 65504.0])).dtype == torch.float16
+    store = FeatureStore(tmp_path, "print", ((2,),), torch.float16)
+    assert store.write("aa", (torch.tensor([1.0, 65504.0]),))[0].dtype == torch.float16
     large = torch.tensor([1.00001, 7e4])
-    assert store.write("ab", large).dtype == torch.float32
-    torch.testing.assert_close(store.read("ab"), large, rtol=0, atol=0)
-    mixed = torch.stack([store.read("aa"), store.read("ab")])
+    assert store.write("ab", (large,))[0].dtype == torch.float32
+    torch.testing.assert_close(store.read("ab")[0], large, rtol=0, atol=0)
+    mixed = torch.stack([store.read("aa")[0], store.read("ab")[0]])
     assert mixed.dtype == torch.float32
     with pytest.raises(ValueError, match="not finite"):
-        store.write("ac", torch.tensor([1.0, float("nan")]))
+        store.write("ac", (torch.tensor([1.0, float("nan")]),))
     assert store.size()[0] == 2
+
+
+def test_an_entry_holds_several_tensors_each_in_its_own_width(tmp_path):
+    store = FeatureStore(tmp_path, "print", ((2,), (3, 1)), torch.float16)
+    assert store.entry_bytes == 2 * (2 + 3)
+    features = torch.tensor([1.0, 7e4]), torch.tensor([[1.0], [2.0], [3.0]])
+    store.write("aa", features)
+    back = store.read("aa")
+    assert [tensor.dtype for tensor in back] == [torch.float32, torch.float16]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(back, features, strict=True))
+    with pytest.raises(ValueError, match=r"shapes \(\(2,\),\), the store's are \(\(2,\), \(3, 1\)\)"):
+        store.write("ab", features[:1])
+    # As another process wrote it, of a model with one tensor more or less.
+    save_file({"features0": back[0]}, store.path("aa"), metadata={"fingerprint": "print", "image": "aa"})
+    with pytest.raises(DamagedFeaturesError, match="cannot be read"):
+        store.read("aa")
 
 
 def test_the_disk_need_is_announced_and_limited(tmp_path, tiny_processor, capsys):
@@ -251,14 +267,14 @@ def test_an_entry_that_goes_bad_while_it_is_used_ends_with_one_clear_message(
 
 
 def test_a_full_disk_is_named_and_leaves_the_cache_whole(tmp_path, monkeypatch):
-    store = FeatureStore(tmp_path, "print", (2,), torch.float32)
-    store.write("aa", torch.ones(2))
+    store = FeatureStore(tmp_path, "print", ((2,),), torch.float32)
+    store.write("aa", (torch.ones(2),))
 
     def full(*_, **__):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("samparser.features.store.save_file", full)
     with pytest.raises(OSError, match=r"no space left .*ab\.safetensors"):
-        store.write("ab", torch.ones(2))
+        store.write("ab", (torch.ones(2),))
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["aa.safetensors"]
-    assert torch.equal(store.read("aa"), torch.ones(2))
+    assert torch.equal(store.read("aa")[0], torch.ones(2))

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from importlib.metadata import version
 
 import pytest
@@ -54,6 +55,23 @@ def pefts_card(tmp_path):
     card.text += "\n### Framework versions\n\n- PEFT 0.21.2"
     card.save(tmp_path / "README.md")
     return str(card)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[" * 50_000, "is not JSON that can be read: it is nested too deeply"),
+        (f'{{"a": {"9" * 5000}}}', r"is not JSON that can be read: Exceeds the limit \(4300 digits\)"),
+        ("[1]", r"holds \[1\], which is no configuration"),
+        ('{"target_modules": 1e999}', r"holds \{'target_modules': inf\}, which is no configuration"),
+        ('{"auto_mapping": "x"}', r"holds \{'auto_mapping': 'x'\}, which is no configuration"),
+    ],
+    ids=["deep", "long", "list", "infinite", "text"],
+)
+def test_a_configuration_that_cannot_be_read_is_named(adapter, text, reason):
+    (adapter / "adapter_config.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"adapter_config\.json {reason}"):
+        read_info(adapter)
 
 
 def test_the_folder_tells_everything(adapter):
@@ -266,3 +284,12 @@ def test_scores_for_a_card_that_cannot_be_read_are_an_error_and_the_card_stays(t
     with pytest.raises(ValueError, match=r"README.md .*between its '---' lines.*YAML"):
         add_scores(path, "mIoU 84.21", {"mIoU": 0.8421}, dataset="nuclei")
     assert path.read_text() == "---\ntags: [a\n---\n# Mine\n"
+
+
+def test_the_card_of_an_adapter_for_sam_2_says_whose_mask_was_trained():
+    card = model_card(replace(INFO, base_class="Sam2Model"))
+    code = card[card.index("from peft import") : card.index("model.merge_and_unload()")]
+    assert "from samparser.sam import family_of\n" in code
+    assert "family_of(model).keep_single_mask(model)" in code
+    assert "a Sam2Model in eval mode gives an unstable mask away" in card
+    assert "keep_single_mask" not in model_card(INFO)

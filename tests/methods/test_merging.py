@@ -1,9 +1,12 @@
 import pytest
 import torch
+from peft import get_peft_model
 from transformers import SamModel
 
 from samparser.methods import METHODS, build, load_trained, merged, save_trained
 from samparser.methods.registry import applied_method
+from samparser.sam.families import Sam
+from samparser.tuner import SVDCoefficientConfig
 from tests.conftest import make_tiny_sam
 
 from .conftest import ALL, masks, tuned_tiny_sam
@@ -86,3 +89,17 @@ def test_merged_weights_keep_the_dtype_of_the_base(name, dtype, tmp_path):
     save_trained(model, tmp_path)
     loaded = load_trained(make_tiny_sam().to(dtype), tmp_path)
     assert {tensor.dtype for tensor in merged(loaded).state_dict().values()} == {dtype}
+
+
+@pytest.mark.parametrize(("name", "times"), [("samparser", 1), ("lora", 1), ("decoder", 1), ("zero-shot", 0)])
+def test_only_what_is_tuned_keeps_the_single_mask_that_was_trained(name, times, monkeypatch):
+    kept = []
+    monkeypatch.setattr(Sam, "keep_single_mask", lambda self, model: kept.append(type(model)) or True)
+    merged(build(name, make_tiny_sam()))
+    assert kept == [SamModel] * times
+
+
+def test_a_model_of_no_family_merges_too():
+    config = SVDCoefficientConfig(target_modules=["0"])
+    plain = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    assert type(merged(get_peft_model(plain, config))[0]) is torch.nn.Linear

@@ -112,7 +112,7 @@ def test_no_prompt_gives_no_mask(tiny_sam, tiny_processor, image):
 
 def test_the_image_is_encoded_once_however_many_chunks_there_are(tiny_sam, tiny_processor, image):
     calls = []
-    tiny_sam.vision_encoder.register_forward_hook(lambda *_: calls.append(1))
+    tiny_sam.vision_encoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
     predict(tiny_sam, tiny_processor, image, boxes=BOXES, batch=1)
     assert len(calls) == 1
 
@@ -225,7 +225,7 @@ def test_wrong_models_and_adapters_are_refused(tiny_sam, tiny_processor, image):
 
 def test_one_image_answers_many_prompts_with_one_encoding_and_the_masks_of_predict(tiny_sam, tiny_processor, image):
     calls = []
-    tiny_sam.vision_encoder.register_forward_hook(lambda *_: calls.append(1))
+    tiny_sam.vision_encoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
     predictor = SamPredictor(tiny_sam, tiny_processor)
     predictor.set_image(image)
     boxes, points = predictor.predict(boxes=BOXES), predictor.predict(points=[[30, 20], [50, 10]], labels=[1, 0])

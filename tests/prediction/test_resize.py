@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from samparser.prediction import resize, to_original_size
 from samparser.prediction.resize import MaskResizer
-from samparser.prompts.coordinates import resized_size
+from samparser.sam.frame import Padded
 
 SIZES = [(60, 90), (90, 60), (64, 64), (1, 1), (2, 3), (1, 70), (7, 5), (333, 211), (640, 33)]
 
@@ -17,7 +17,7 @@ SIZES = [(60, 90), (90, 60), (64, 64), (1, 1), (2, 3), (1, 70), (7, 5), (333, 21
 def whole(logits, processor, size):
     """As `post_process_masks` of transformers, written out."""
     padded = F.interpolate(logits[:, None], (64, 64), mode="bilinear", align_corners=False)
-    height, width = resized_size(size, 64)
+    height, width = Padded(64).content(size)
     return F.interpolate(padded[:, :, :height, :width], size, mode="bilinear", align_corners=False)[:, 0]
 
 
@@ -27,7 +27,7 @@ def test_pieces_put_together_are_the_logits_of_transformers(tiny_processor, gene
     logits = torch.randn(3, 16, 16, generator=generator)
     expected = whole(logits, tiny_processor, size)
     torch.testing.assert_close(to_original_size(logits, tiny_processor, size), expected, rtol=1e-5, atol=1e-6)
-    ours = tiny_processor.post_process_masks([logits[:, None]], [size], [resized_size(size, 64)], binarize=False)[0]
+    ours = tiny_processor.post_process_masks([logits[:, None]], [size], [Padded(64).content(size)], binarize=False)[0]
     torch.testing.assert_close(ours[:, 0], expected, rtol=0, atol=0)
 
 

@@ -6,13 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samparser.prompts.checks import check_boxes, check_image, check_points
+from samparser.sam import Padded
 
 SIZE = (300, 400)  # height, width
 
 
 def boxes_error(boxes, size=SIZE, target=1024):
     with pytest.raises(ValueError) as caught:
-        check_boxes(boxes, size, target)
+        check_boxes(boxes, size, Padded(target))
     return str(caught.value)
 
 
@@ -26,17 +27,17 @@ def boxes_error(boxes, size=SIZE, target=1024):
     )
 )
 def test_every_box_inside_the_image_is_accepted_unchanged(boxes):
-    assert np.array_equal(check_boxes(boxes, SIZE, 1024), np.array(boxes, dtype=np.float32))
+    assert np.array_equal(check_boxes(boxes, SIZE, Padded(1024)), np.array(boxes, dtype=np.float32))
 
 
 def test_a_box_may_end_a_pixel_outside_as_annotations_do():
     boxes = [[-0.5, 0, 400.9, 300]]
-    assert np.array_equal(check_boxes(boxes, SIZE, 1024), np.array(boxes, dtype=np.float32))
+    assert np.array_equal(check_boxes(boxes, SIZE, Padded(1024)), np.array(boxes, dtype=np.float32))
 
 
 @pytest.mark.parametrize("empty", [[], np.zeros((0, 4))])
 def test_no_box_is_no_error(empty):
-    assert check_boxes(empty, SIZE, 1024).shape == (0, 4)
+    assert check_boxes(empty, SIZE, Padded(1024)).shape == (0, 4)
 
 
 def test_normalised_boxes_are_recognised():
@@ -46,7 +47,7 @@ def test_normalised_boxes_are_recognised():
 
 
 def test_one_real_box_in_the_first_pixel_is_not_taken_for_a_normalised_one():
-    assert check_boxes([[0, 0, 1, 1]], SIZE, 1024).shape == (1, 4)
+    assert check_boxes([[0, 0, 1, 1]], SIZE, Padded(1024)).shape == (1, 4)
 
 
 def test_coco_boxes_are_recognised():
@@ -92,7 +93,7 @@ def test_a_single_slip_gets_no_wrong_advice():
 )
 def test_malformed_boxes_are_refused(boxes, message):
     with pytest.raises(ValueError, match=message):
-        check_boxes(boxes, SIZE, 64)
+        check_boxes(boxes, SIZE, Padded(64))
 
 
 def test_one_point_per_object_several_and_unequal_numbers_have_one_form():

@@ -2,15 +2,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 from samparser.prompts.coordinates import (
     inside_point,
     jitter_boxes,
     random_points,
-    resized_size,
-    to_input_frame,
 )
+from samparser.sam import Padded
 
 
 @st.composite
@@ -69,29 +67,28 @@ def test_an_impossible_range_is_refused():
         jitter_boxes(np.zeros((1, 4)), (9, 9), 5, 2, np.random.default_rng(0))
 
 
-@given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([64, 256, 1024]))
-def test_the_resized_size_is_that_of_transformers(height, width, target):
-    expected = SamImageProcessorPil()._get_preprocess_shape((height, width), target)
-    assert resized_size((height, width), target) == expected
-
-
 def test_coordinates_reach_the_input_frame_as_the_processor_takes_them(tiny_processor):
     size = (37, 53)
     boxes = [[[1.0, 2.0, 30.0, 31.0], [0.0, 0.0, 53.0, 37.0]]]
     points = [[[[5.0, 6.0]], [[52.0, 36.0]]]]
     image = np.zeros((*size, 3), dtype=np.uint8)
     encoded = tiny_processor(image, input_boxes=boxes, input_points=points, return_tensors="pt")
-    np.testing.assert_allclose(to_input_frame(boxes[0], size, 64), encoded["input_boxes"][0].numpy(), rtol=1e-6)
-    np.testing.assert_allclose(to_input_frame(points[0], size, 64), encoded["input_points"][0].numpy(), rtol=1e-6)
+    np.testing.assert_allclose(Padded(64).to_input(boxes[0], size), encoded["input_boxes"][0].numpy(), rtol=1e-6)
+    np.testing.assert_allclose(Padded(64).to_input(points[0], size), encoded["input_points"][0].numpy(), rtol=1e-6)
 
 
 def test_the_whole_image_becomes_the_whole_resized_image():
-    assert to_input_frame(np.array([0, 0, 53, 37]), (37, 53), 64).tolist() == [0, 0, 64, resized_size((37, 53), 64)[0]]
+    assert Padded(64).to_input(np.array([0, 0, 53, 37]), (37, 53)).tolist() == [
+        0,
+        0,
+        64,
+        Padded(64).content((37, 53))[0],
+    ]
 
 
 def test_anything_but_points_and_boxes_is_refused():
     with pytest.raises(ValueError, match=r"points .* or boxes .*, got an array of shape \(5, 3\)"):
-        to_input_frame(np.zeros((5, 3)), (4, 4), 8)
+        Padded(8).to_input(np.zeros((5, 3)), (4, 4))
 
 
 def brute_force_depth(mask: np.ndarray, y: int, x: int) -> float:

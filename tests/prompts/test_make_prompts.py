@@ -5,7 +5,8 @@ import pytest
 
 from samparser.data import Instance, Sample
 from samparser.prompts import PromptedDataset, PromptSettings, make_prompts
-from samparser.prompts.coordinates import jitter_boxes, to_input_frame
+from samparser.prompts.coordinates import jitter_boxes
+from samparser.sam import Padded
 from samparser.training import EvalSettings
 from samparser.training.evaluation import prompts_for
 from tests.data.files import picture, rectangle
@@ -28,7 +29,7 @@ def test_boxes_without_jitter_are_those_of_the_instances_in_either_frame():
     boxes = make_prompts(instances(), SIZE, quiet, rng())["boxes"]
     assert boxes.dtype == np.float32
     assert boxes.tolist() == [[2, 20, 14, 30], [22, 20, 34, 30], [42, 20, 54, 30]]
-    resized = make_prompts(instances(), SIZE, quiet, rng(), resized=RESIZED)["boxes"]
+    resized = make_prompts(instances(), SIZE, quiet, rng(), frame=Padded(64))["boxes"]
     np.testing.assert_allclose(resized, boxes * 2 / 3, rtol=1e-6)
 
 
@@ -37,11 +38,20 @@ def test_jitter_is_that_of_jitter_boxes_in_the_frame_that_was_asked_for():
     original = make_prompts(instances(), SIZE, PromptSettings(jitter_max=5.0), rng())["boxes"]
     assert np.array_equal(original, jitter_boxes(tight, SIZE, 0, 5, rng()))
     settings = PromptSettings(jitter_max=5.0, jitter_frame="input", jitter_direction="both", jitter_max_fraction=0.2)
-    moved = make_prompts(instances(), SIZE, settings, rng(), resized=RESIZED)["boxes"]
-    tight = to_input_frame(tight, SIZE, 64)
+    moved = make_prompts(instances(), SIZE, settings, rng(), frame=Padded(64))["boxes"]
+    tight = Padded(64).to_input(tight, SIZE)
     assert np.array_equal(moved, jitter_boxes(tight, RESIZED, 0, 5, rng(), direction="both", max_fraction=0.2))
-    with pytest.raises(ValueError, match="jitter_frame is input, so the size of the image in the input frame"):
+    with pytest.raises(ValueError, match="jitter_frame is input, so the model's input frame must be given"):
         make_prompts(instances(), SIZE, settings, rng())
+
+
+def test_mixed_prompts_are_those_of_either_kind():
+    mixed = make_prompts(instances(), SIZE, PromptSettings(prompt="box,point", jitter_max=5.0, points=2), rng())
+    boxes = make_prompts(instances(), SIZE, PromptSettings(jitter_max=5.0), rng())["boxes"]
+    assert np.array_equal(mixed["boxes"], boxes)
+    first = make_prompts(instances(), SIZE, PromptSettings(prompt="point"), rng())["points"]
+    assert np.array_equal(mixed["points"][:, :1], first)
+    assert mixed["points"].shape == (3, 2, 2)
 
 
 def test_points_lie_on_their_instance_and_the_first_one_deepest():
@@ -53,7 +63,7 @@ def test_points_lie_on_their_instance_and_the_first_one_deepest():
         assert ((own > [x0, y0]) & (own < [x1, y1])).all()
         # 12 x 10 px: the first of the pixels five from the border is (4, 4)
         assert own[0].tolist() == [x0 + 4.5, y0 + 4.5]
-    resized = make_prompts(instances(), SIZE, settings, rng(), resized=RESIZED)["points"]
+    resized = make_prompts(instances(), SIZE, settings, rng(), frame=Padded(64))["points"]
     np.testing.assert_allclose(resized, points * 2 / 3, rtol=1e-6)
 
 
@@ -81,4 +91,4 @@ def test_training_and_scoring_prompt_alike(tiny_processor, training, scoring, mo
     monkeypatch.setattr(np.random, "default_rng", lambda _: np.random.Generator(np.random.PCG64(1)))
     ((name, prompts),) = prompts_for(sample, 0, scoring).items()
     item = PromptedDataset([sample], tiny_processor, training)[0]
-    assert np.array_equal(item[f"input_{name}"].numpy(), to_input_frame(prompts, SIZE, 64))
+    assert np.array_equal(item[f"input_{name}"].numpy(), Padded(64).to_input(prompts, SIZE))

@@ -226,7 +226,7 @@ def test_a_prompted_data_set_can_be_sent_to_another_process(tiny_processor, coco
         ({"jitter_max_fraction": -0.1}, "got -0.1"),
         ({"points": 0}, "at least 1, got 0"),
         ({"max_instances": -1}, r"0 \(all\) or more, got -1"),
-        ({"prompt": "mask"}, "box or point, got 'mask'"),
+        ({"prompt": "mask"}, "box or point or box,point, got 'mask'"),
         ({"jitter_frame": "model"}, "original or input, got 'model'"),
         ({"jitter_direction": "inward"}, "outward or both, got 'inward'"),
         ({"point_choice": "all"}, "inside or random, got 'all'"),
@@ -240,3 +240,19 @@ def test_prompt_settings_that_cannot_be_are_refused(settings, message):
 def test_an_image_with_no_shorter_side_left_is_refused(tiny_processor):
     with pytest.raises(DataError, match="x has 300 x 1 px; resized to 64 px, nothing is left"):
         prompted([Sample("x", picture(1, 300), ())], tiny_processor)[0]
+
+
+def test_mixed_prompts_give_a_batch_of_one_kind_which_the_epoch_decides(tiny_processor):
+    data = prompted([sample(3), sample(2), sample(1)], tiny_processor, prompt="box,point", **QUIET)
+    kinds = []
+    for epoch in range(12):
+        data.set_epoch(epoch)
+        items = [data[index] for index in range(3)]
+        batch = collate(items)
+        kind = items[0]["prompt"]
+        prompts = {"boxes": {"input_boxes"}, "points": {"input_points", "input_labels"}}
+        assert {key for key in batch if key.startswith("input_")} == prompts[kind]
+        assert len(batch[f"input_{kind}"]) == 3
+        kinds.append(kind)
+        assert data[0]["prompt"] == kind
+    assert 2 <= kinds.count("boxes") <= 10

@@ -16,8 +16,11 @@ def layer_output(base: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     """The layer's output with a weight (out, fan_in), in float64: patches of the input, each times the matrix.
 
     Convolutions of one group with zero padding, after Dumoulin and Visin, https://arxiv.org/abs/1603.07285, section 4.
+    Transposed ones, whose weight is (in, out * kernel), have neither padding nor dilation.
     """
     x, bias = x.double(), None if base.bias is None else base.bias.double()
+    if isinstance(base, nn.ConvTranspose2d):
+        return _transposed_output(base, x, weight, bias)
     if not isinstance(base, nn.Conv2d):
         y = x @ weight.T
         return y if bias is None else y + bias
@@ -31,6 +34,18 @@ def layer_output(base: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
         for j, left in enumerate(columns):
             patch = padded[:, :, top : top + dh * (kh - 1) + 1 : dh, left : left + dw * (kw - 1) + 1 : dw]
             y[:, :, i, j] = patch.reshape(len(x), -1) @ weight.T
+    return y if bias is None else y + bias[:, None, None]
+
+
+def _transposed_output(base: nn.ConvTranspose2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Every position adds its block to the output, at its place times the stride."""
+    (kh, kw), (sh, sw) = base.kernel_size, base.stride
+    height, width = x.shape[2:]
+    y = torch.zeros(len(x), base.out_channels, (height - 1) * sh + kh, (width - 1) * sw + kw, dtype=torch.float64)
+    for i in range(height):
+        for j in range(width):
+            block = (x[:, :, i, j] @ weight).view(len(x), -1, kh, kw)
+            y[:, :, i * sh : i * sh + kh, j * sw : j * sw + kw] += block
     return y if bias is None else y + bias[:, None, None]
 
 

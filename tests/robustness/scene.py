@@ -138,6 +138,10 @@ def scored(output: Path) -> dict[str, Any]:
 
 
 def compared(output: Path) -> dict[str, Any]:
-    """What a comparison comes to: scores and units of each cell, without times."""
-    results = {path.stem: json.loads(path.read_text("utf-8")) for path in (output / "results").glob("*.json")}
+    """What a comparison comes to: scores and units of each cell, without times.
+
+    A killed writer may leave a hidden temporary file behind, which is no result.
+    """
+    paths = (path for path in (output / "results").glob("*.json") if not path.name.startswith("."))
+    results = {path.stem: json.loads(path.read_text("utf-8")) for path in paths}
     return {name: {key: result[key] for key in ("scores", "units", "rates")} for name, result in results.items()}

@@ -33,9 +33,9 @@ class Strike:
 
     Args:
         folder: Changes below it count, those elsewhere do not.
-        kind: "count" only counts; "kill" ends the process before the n-th change; "tear" does so and leaves half of the
-            file that was written last; "term" and "interrupt" send the signal of `kill` and of Ctrl-C; "full" refuses
-            whatever needs space from the n-th change on, and "denied" every change.
+        kind: "count" only counts; "kill" ends the process before the n-th change; "tear" does so and leaves half of
+            what was written last, a file or what was appended to it; "term" and "interrupt" send the signal of `kill`
+            and of Ctrl-C; "full" refuses whatever needs space from the n-th change on, and "denied" every change.
         at: n, from 0.
     """
 
@@ -43,6 +43,7 @@ class Strike:
         self.folder, self.kind, self.at = os.path.realpath(folder), kind, at
         self.count = 0
         self.last: str | None = None
+        self._before = 0
         self._own = False
 
     def install(self) -> None:
@@ -72,8 +73,13 @@ class Strike:
             if path is not None and (path == self.folder or path.startswith(self.folder + os.sep)):
                 self._change(event, path)
                 if event == "open":
-                    self.last = path
+                    appends = "a" in mode if isinstance(mode, str) else bool((flags or 0) & os.O_APPEND)
+                    self._written(path, os.path.getsize(path) if appends and os.path.isfile(path) else 0)
                 return
+
+    def _written(self, path: str, before: int) -> None:
+        """Note what was written last: a file from byte `before` on; a kill tears nothing that was whole before."""
+        self.last, self._before = path, before
 
     def _wrapped(self, function: Any, event: str, position: int) -> Any:
         def wrapped(*arguments: Any, **options: Any) -> Any:
@@ -87,7 +93,7 @@ class Strike:
                 return function(*arguments, **options)
             self._change(event, path)
             result = function(*arguments, **options)
-            self.last = path
+            self._written(path, 0)
             # Once more behind it, where the file is written and not yet moved: a place to tear it.
             self._change(event, path)
             return result
@@ -109,7 +115,7 @@ class Strike:
         if self.kind in ("kill", "tear"):
             if self.kind == "tear" and self.last is not None and os.path.isfile(self.last):
                 self._own = True
-                os.truncate(self.last, os.path.getsize(self.last) // 2)
+                os.truncate(self.last, (self._before + os.path.getsize(self.last)) // 2)
             os._exit(128 + signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGINT if self.kind == "interrupt" else signal.SIGTERM)
 

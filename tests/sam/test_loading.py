@@ -93,8 +93,8 @@ def test_another_architecture_is_named(tmp_path):
     ViTModel(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"of type 'vit', not of a SamModel"):
         load_sam(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "sam2"}))
-    with pytest.raises(ValueError, match=r"of type 'sam2'.*load it with transformers \(Sam2Model\)"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "sam3"}))
+    with pytest.raises(ValueError, match=r"of type 'sam3'.*load it with transformers \(Sam3Model\)"):
         load_sam(tmp_path)
 
 
@@ -112,6 +112,39 @@ def test_a_damaged_and_an_incomplete_checkpoint_are_refused(tiny_sam, tiny_sam_f
     (tmp_path / "none" / "model.safetensors").unlink()
     with pytest.raises(OSError, match=r"cannot be read.*config\.json and model\.safetensors"):
         load_sam(tmp_path / "none")
+
+
+@pytest.mark.parametrize("file", ["config.json", "processor_config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[" * 50_000, r" is not JSON that can be read: it is nested too deeply"),
+        (f'{{"a": {"9" * 5000}}}', r" is not JSON that can be read: Exceeds the limit \(4300 digits\)"),
+        ("[1]", r" holds \[1\] and no fields"),
+    ],
+    ids=["deep", "long", "list"],
+)
+def test_json_that_cannot_be_used_is_named(tiny_sam_folder, tmp_path, file, text, reason):
+    shutil.copytree(tiny_sam_folder, tmp_path / "sam")
+    (tmp_path / "sam" / file).write_text(text)
+    with pytest.raises(OSError, match=rf"cannot be read: {tmp_path}/sam/{file}{reason}.*\. A complete folder has"):
+        load_sam(tmp_path / "sam")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "reason"),
+    [
+        ("config.json", '{"model_type": "sam", "dtype": 1e999}', ""),
+        ("processor_config.json", '{"image_processor": 1e999}', "its processor: "),
+    ],
+)
+def test_values_that_transformers_fails_on_are_an_error_of_the_checkpoint(
+    tiny_sam_folder, tmp_path, file, text, reason
+):
+    shutil.copytree(tiny_sam_folder, tmp_path / "sam")
+    (tmp_path / "sam" / file).write_text(text)
+    with pytest.raises(OSError, match=rf"The checkpoint in {tmp_path}/sam cannot be read: {reason}"):
+        load_sam(tmp_path / "sam")
 
 
 def stranger(folder, **config):

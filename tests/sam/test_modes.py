@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from samparser.sam.modes import catching_neck_input, evaluating
+from samparser.sam.modes import evaluating, neck_input
 
 
 def test_every_module_gets_its_own_mode_back():
@@ -49,14 +49,39 @@ def test_a_model_stays_in_eval_mode_until_the_last_thread_is_done():
     assert [module.training for module in model.modules()] == [True, True, False]
 
 
-def test_only_the_own_threads_forwards_are_caught(tiny_sam):
-    encoder = tiny_sam.vision_encoder
+@torch.no_grad()
+def test_a_forward_ends_before_the_neck_with_what_enters_it(tiny_sam):
+    encoder, ran = tiny_sam.vision_encoder, []
+    pixels = torch.ones(1, 3, 64, 64)
+    encoder.neck.conv1.register_forward_hook(lambda *_: ran.append(1))
+    entering = neck_input(encoder.neck, lambda: encoder(pixels))
+    assert ran == []
+    assert not encoder.neck._forward_pre_hooks
+    assert torch.equal(encoder.neck(entering), encoder(pixels).last_hidden_state)
+
+
+@torch.no_grad()
+def test_other_threads_forwards_go_on_through_the_neck(tiny_sam):
+    encoder, found = tiny_sam.vision_encoder, []
     one, two = torch.zeros(1, 3, 64, 64), torch.ones(1, 3, 64, 64)
-    with torch.no_grad(), catching_neck_input(encoder.neck) as caught:
-        thread = threading.Thread(target=encoder, args=(two,))
+    expected = encoder(two).last_hidden_state
+
+    @torch.no_grad()
+    def elsewhere():
+        found.append(encoder(two).last_hidden_state)
+
+    def forward():
+        thread = threading.Thread(target=elsewhere)
         thread.start()
         thread.join()
-        assert caught == []
         encoder(one)
-    assert len(caught) == 1
-    assert not encoder.neck._forward_pre_hooks
+
+    entering = neck_input(encoder.neck, forward)
+    assert torch.equal(found[0], expected)
+    assert torch.equal(encoder.neck(entering), encoder(one).last_hidden_state)
+
+
+def test_an_encoder_that_does_not_call_its_neck_is_named(tiny_sam):
+    with pytest.raises(RuntimeError, match="did not call its neck, a SamVisionNeck"):
+        neck_input(tiny_sam.vision_encoder.neck, lambda: None)
+    assert not tiny_sam.vision_encoder.neck._forward_pre_hooks

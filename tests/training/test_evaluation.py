@@ -77,6 +77,7 @@ def test_the_kind_of_prompt_is_that_of_training_unless_another_is_named():
     assert (same.eval_prompt, same.eval_points, same.eval_point_choice) == ("point", 4, "random")
     assert EvalSettings(eval_points=1).resolved(points).eval_points == 1
     assert EvalSettings(eval_prompt="box").resolved(points).eval_prompt == "box"
+    assert EvalSettings().resolved(PromptSettings(prompt="box,point")).eval_prompt == "box"
     assert EvalSettings().resolved(PromptSettings()).eval_prompt == EvalSettings().resolved().eval_prompt == "box"
     assert EvalSettings(eval_prompt="point").resolved().eval_points == 1
     # 20 px of jitter in training do not make the boxes of the scores move.

@@ -7,6 +7,14 @@ from samparser.training import Stopped
 from samparser.training.stopping import stoppable
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """Lets SIGINT through where it is ignored, as in the background jobs of a script."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def stopped_by(number, cleaned):
     try:
         os.kill(os.getpid(), number)

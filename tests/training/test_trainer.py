@@ -1,9 +1,12 @@
+from contextlib import contextmanager
+
 import pytest
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 
 from samparser import SVDCoefficientConfig
 from samparser.prompts import PromptedDataset, PromptSettings, collate
+from samparser.sam import family_of
 from samparser.scoring import segmentation_loss
 from samparser.training import SamTrainer, TrainSettings
 from samparser.training.trainer import batch_loss, mask_logits, parameter_groups
@@ -67,6 +70,16 @@ def test_coefficients_have_a_learning_rate_of_their_own(tiny_sam):
     assert {id(p) for group in (coefficients, rest) for p in group["params"]} == trained
 
 
+def test_the_first_step_names_coefficients_that_got_no_gradient(tiny_sam, tiny_processor, tmp_path, batch):
+    model = get_peft_model(tiny_sam, SVDCoefficientConfig(target_modules=["neck.conv2", "iou_prediction_head.proj_in"]))
+    settings = TrainSettings(str(tmp_path), eval_strategy="no", report_to="none")
+    trainer = SamTrainer(model=model, args=settings, processor=tiny_processor)
+    optimizer = trainer.create_optimizer()
+    trainer.compute_loss(model, batch).backward()
+    with pytest.warns(UserWarning, match="coefficients of mask_decoder.iou_prediction_head.proj_in got no"):
+        optimizer.step()
+
+
 def test_a_model_without_coefficients_has_one_group(tiny_sam):
     (group,) = parameter_groups(tiny_sam, SETTINGS)
     assert len(group["params"]) == len(list(tiny_sam.parameters()))
@@ -91,3 +104,45 @@ def test_the_optimizer_is_the_one_that_was_asked_for(fields, kind, expected, tin
     assert [group["lr"] for group in optimizer.param_groups] == [1e-2, 1e-4]
     for group in optimizer.param_groups:
         assert {name: group[name] for name in expected} == expected
+
+
+@pytest.fixture
+def trainer_of(tiny_processor, tmp_path):
+    settings = TrainSettings(str(tmp_path), report_to="none", eval_strategy="no")
+    return lambda model: SamTrainer(model=model, args=settings, processor=tiny_processor)
+
+
+def test_what_is_frozen_before_the_neck_stays_in_eval_mode_while_the_rest_trains(tiny_sam, trainer_of, batch):
+    model = get_peft_model(tiny_sam, SVDCoefficientConfig(target_modules=["neck"], modules_to_save=["mask_decoder"]))
+    trainer = trainer_of(model)
+    model.train()  # as transformers does before each step
+    trainer.compute_loss(model, batch)
+    encoder = tiny_sam.vision_encoder
+    assert not any(module.training for part in (encoder.patch_embed, encoder.layers) for module in part.modules())
+    assert all(module.training for part in (encoder.neck, tiny_sam.mask_decoder) for module in part.modules())
+
+
+def test_an_encoder_that_trains_is_in_training_mode(tiny_sam, trainer_of, batch):
+    model = get_peft_model(tiny_sam, LoraConfig(target_modules=["qkv"], r=2))
+    trainer = trainer_of(model)
+    model.train()
+    trainer.compute_loss(model, batch)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+def test_a_tuned_model_is_scored_with_the_mask_that_was_trained_and_the_one_before_as_released(
+    tiny_sam, trainer_of, toy_sets, monkeypatch, tuned
+):
+    inside, seen = [], []
+
+    @contextmanager
+    def single_mask(self, model):
+        inside.append(model)
+        yield
+        inside.pop()
+
+    monkeypatch.setattr(type(family_of(tiny_sam)), "single_mask", single_mask)
+    tiny_sam.mask_decoder.register_forward_pre_hook(lambda *_: seen.append(list(inside)))
+    trainer_of(tiny_sam).score(toy_sets[1], limit=1, tuned=tuned)
+    assert seen == [[tiny_sam] if tuned else []]

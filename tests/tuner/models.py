@@ -67,6 +67,19 @@ class Mixed(nn.Module):
         return self.lin(self.conv1d(self.conv(x).flatten(2).transpose(1, 2).contiguous()).relu())
 
 
+class Upscaler(nn.Module):
+    """Transposed convolutions, one that gives blocks and one with overlap, groups and padding, and a mask's head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.upscale = nn.Sequential(nn.ConvTranspose2d(6, 4, 2, stride=2), nn.GELU())
+        self.overlap = nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2, bias=False)
+        self.head = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.overlap(self.upscale(x)).relu()).mean((2, 3))
+
+
 class Blocks(nn.Module):
     """Three numbered blocks with two linear layers each."""
 
@@ -81,14 +94,21 @@ class Blocks(nn.Module):
         return self.out(x)
 
 
-INPUTS = {"MLP": (4, 10), "ConvNet": (4, 3, 9, 8), "Mixed": (4, 2, 5, 4), "Blocks": (4, 6)}
+INPUTS = {
+    "MLP": (4, 10),
+    "ConvNet": (4, 3, 9, 8),
+    "Upscaler": (4, 6, 3, 4),
+    "Mixed": (4, 2, 5, 4),
+    "Blocks": (4, 6),
+}
 TARGETS = {
     "MLP": ["lin0", "lin1"],
     "ConvNet": ["neck", "head"],
+    "Upscaler": ["upscale", "overlap", "head"],
     "Mixed": ["conv", "conv1d", "lin"],
     "Blocks": ["q", "v"],
 }
-MODELS = {"MLP": MLP, "ConvNet": ConvNet, "Mixed": Mixed, "Blocks": Blocks}
+MODELS = {"MLP": MLP, "ConvNet": ConvNet, "Upscaler": Upscaler, "Mixed": Mixed, "Blocks": Blocks}
 
 
 def make(kind: str, seed: int = 0) -> nn.Module:

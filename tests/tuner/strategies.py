@@ -30,6 +30,28 @@ def convolutions(draw):
 
 
 @st.composite
+def transposed_convolutions(draw):
+    """Half of them give blocks that do not overlap, the others have any geometry."""
+    kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    channels = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    bias = draw(st.booleans())
+    if draw(st.booleans()):
+        return nn.ConvTranspose2d(*channels, kernel, stride=kernel, bias=bias)
+    groups, stride, dilation = draw(st.sampled_from([1, 1, 2, 3])), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    return nn.ConvTranspose2d(
+        groups * channels[0],
+        groups * channels[1],
+        kernel,
+        stride=stride,
+        padding=draw(st.integers(0, 2)),
+        output_padding=draw(st.integers(0, max(stride, dilation) - 1)),
+        groups=groups,
+        bias=bias,
+        dilation=dilation,
+    )
+
+
+@st.composite
 def linears(draw):
     rows, columns = draw(st.integers(1, 9)), draw(st.integers(1, 9))
     if draw(st.booleans()):
@@ -37,13 +59,13 @@ def linears(draw):
     return nn.Linear(columns, rows, bias=draw(st.booleans()))
 
 
-LAYERS = st.one_of(convolutions(), linears())
+LAYERS = st.one_of(convolutions(), transposed_convolutions(), linears())
 DTYPES = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16])
 
 
 def input_for(layer: nn.Module) -> torch.Tensor:
     """An input of two samples for a plain layer, in the dtype of its weight."""
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
         x = torch.randn(2, layer.in_channels, 8, 9)
     else:
         x = torch.randn(2, 3, layer.nx if isinstance(layer, Conv1D) else layer.in_features)

@@ -17,12 +17,16 @@ from tests.tuner.models import OLD_TORCH
 
 TOLERANCE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.float64: {"rtol": 1e-10, "atol": 1e-12}}
 
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 LAYERS = {
     "pointwise conv": lambda: nn.Conv2d(12, 5, 1, bias=False),
     "pointwise conv with bias": lambda: nn.Conv2d(5, 12, 1),
     "conv": lambda: nn.Conv2d(6, 5, 3, padding=1, bias=False),
     "strided dilated conv": lambda: nn.Conv2d(4, 5, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2)),
     "strided pointwise conv": lambda: nn.Conv2d(7, 5, 1, stride=2),
+    "blocks": lambda: nn.ConvTranspose2d(6, 5, 2, stride=2),
+    "uneven blocks": lambda: nn.ConvTranspose2d(5, 2, (3, 2), stride=(3, 2), bias=False),
+    "many inputs to a block": lambda: nn.ConvTranspose2d(9, 1, 2, stride=2, bias=False),
     "linear": lambda: nn.Linear(9, 4),
     "wide linear": lambda: nn.Linear(4, 9, bias=False),
 }
@@ -32,7 +36,7 @@ def make(name: str, dtype: torch.dtype, generator: torch.Generator, channels_las
     """A layer, an input of two samples, and its factors with coefficients that were moved."""
     torch.manual_seed(3)
     base = LAYERS[name]().to(dtype).requires_grad_(False)
-    if isinstance(base, nn.Conv2d):
+    if isinstance(base, CONVOLUTIONS):
         x = torch.randn(2, base.in_channels, 6, 7, generator=generator, dtype=dtype)
         x = x.to(memory_format=torch.channels_last) if channels_last else x
     else:
@@ -62,7 +66,7 @@ def test_the_factored_form_equals_the_layer_with_the_whole_weight(name, dtype, c
         torch.testing.assert_close(ours_x.grad, theirs_x.grad.to(dtype), **TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("name", ["pointwise conv with bias", "conv", "strided dilated conv", "linear"])
+@pytest.mark.parametrize("name", ["pointwise conv with bias", "conv", "strided dilated conv", "blocks", "linear"])
 def test_first_and_second_derivatives_are_those_of_finite_differences(name, generator):
     base, x, u, p, vh = make(name, torch.float64, generator)
     inputs = (x[:1].requires_grad_(True), p.requires_grad_(True))
@@ -70,7 +74,7 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(name, gene
     assert torch.autograd.gradgradcheck(lambda x, p: factored(base, x, u, p, vh), inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("name", ["pointwise conv", "conv", "linear"])
+@pytest.mark.parametrize("name", ["pointwise conv", "conv", "uneven blocks", "linear"])
 def test_nothing_but_the_projection_is_kept_for_the_backward_pass(name, generator):
     base, x, u, p, vh = make(name, torch.float32, generator, channels_last=True)
     kept = []
@@ -78,16 +82,18 @@ def test_nothing_but_the_projection_is_kept_for_the_backward_pass(name, generato
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
             y = factored(base, x.clone().requires_grad_(input_grad), u, p.clone().requires_grad_(True), vh)
         activations = [shape for shape in kept if len(shape) == x.ndim and shape != vh.shape]
-        activations = [shape for shape in activations if shape.numel() >= y.numel() // y.shape[1]]
+        places = x if isinstance(base, nn.ConvTranspose2d) else y
+        activations = [shape for shape in activations if shape.numel() >= places.numel() // places.shape[1]]
         kernel = base.weight.shape
         activations = [shape for shape in activations if shape[1:] != kernel[1:]]
-        expected = (*x.shape[:-1], len(p)) if name == "linear" else (len(x), len(p), *y.shape[2:])
+        expected = (*x.shape[:-1], len(p)) if name == "linear" else (len(x), len(p), *places.shape[2:])
         assert activations == [torch.Size(expected)], input_grad
         kept.clear()
 
 
-def test_no_gradient_is_computed_for_a_frozen_input_or_basis(generator):
-    base, x, u, p, vh = make("conv", torch.float32, generator)
+@pytest.mark.parametrize(("name", "positions"), [("conv", 2 * 6 * 7), ("blocks", 2 * 6 * 7)])
+def test_no_gradient_is_computed_for_a_frozen_input_or_basis(name, positions, generator):
+    base, x, u, p, vh = make(name, torch.float32, generator)
     from torch.utils.flop_counter import FlopCounterMode
 
     def products(input_grad: bool) -> int:
@@ -96,13 +102,16 @@ def test_no_gradient_is_computed_for_a_frozen_input_or_basis(generator):
             y.sum().backward()
         return counter.get_total_flops() // 2
 
-    positions, rank, (out, fan_in) = 2 * 6 * 7, len(p), base.weight.flatten(1).shape
+    rank, (out, fan_in) = len(p), base.weight.flatten(1).shape
+    if name == "blocks":  # Rows are inputs.
+        out, fan_in = fan_in, out
     assert products(False) == positions * rank * out
     assert products(True) == positions * rank * (2 * out + fan_in)
 
 
 def test_coefficients_for_each_sample_equal_one_run_for_each(generator):
-    for name, channels_last in itertools.product(["pointwise conv with bias", "conv", "linear"], [False, True]):
+    names = ["pointwise conv with bias", "conv", "blocks", "uneven blocks", "linear"]
+    for name, channels_last in itertools.product(names, [False, True]):
         base, x, u, p, vh = make(name, torch.float32, generator, channels_last)
         each = torch.stack([p, 1 - 2 * p]).requires_grad_(True)
         y = factored(base, x, u, each, vh)
@@ -111,7 +120,7 @@ def test_coefficients_for_each_sample_equal_one_run_for_each(generator):
         assert torch.autograd.grad(y.sum(), each)[0].shape == each.shape
 
 
-@pytest.mark.parametrize("name", ["pointwise conv with bias", "conv", "linear"])
+@pytest.mark.parametrize("name", ["pointwise conv with bias", "conv", "blocks", "linear"])
 def test_autocast_computes_in_half_precision_and_keeps_gradients_in_float32(name, generator):
     base, x, u, p, vh = make(name, torch.float32, generator)
     p = p.requires_grad_(True)
@@ -129,8 +138,9 @@ def test_autocast_computes_in_half_precision_and_keeps_gradients_in_float32(name
         assert (ours - exact).norm() < 0.03 * exact.norm()
 
 
-def test_samples_can_be_mapped_over(generator):
-    base, x, u, p, vh = make("pointwise conv", torch.float32, generator)
+@pytest.mark.parametrize("name", ["pointwise conv", "blocks"])
+def test_samples_can_be_mapped_over(name, generator):
+    base, x, u, p, vh = make(name, torch.float32, generator)
     gradients = torch.func.vmap(torch.func.grad(lambda p, x: factored(base, x[None], u, p, vh).sum()), (None, 0))(p, x)
     for gradient, sample in zip(gradients, x, strict=True):
         one = p.clone().requires_grad_(True)
@@ -198,10 +208,18 @@ def test_a_layer_takes_the_cheaper_form_unless_one_is_asked_for():
 
 
 @pytest.mark.parametrize(
-    "base", [nn.Linear(16, 4), nn.Conv2d(16, 4, 1, bias=False), nn.Conv2d(4, 4, 3, padding=1), Conv1D(4, 16)], ids=repr
+    "base",
+    [
+        nn.Linear(16, 4),
+        nn.Conv2d(16, 4, 1, bias=False),
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.ConvTranspose2d(8, 4, 2, stride=2),
+        Conv1D(4, 16),
+    ],
+    ids=repr,
 )
 def test_both_forms_train_alike(base, generator):
-    conv = isinstance(base, nn.Conv2d)
+    conv = isinstance(base, CONVOLUTIONS)
     x = torch.randn((2, base.in_channels, 6, 6) if conv else (2, 9, 16), generator=generator)
     results = []
     for form in ("factored", "rebuilt"):
@@ -218,8 +236,8 @@ def test_both_forms_train_alike(base, generator):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_a_new_adapter_changes_nothing(generator):
-    base = nn.Conv2d(16, 4, 1, bias=False)
+@pytest.mark.parametrize("base", [nn.Conv2d(16, 4, 1, bias=False), nn.ConvTranspose2d(16, 4, 2, 2)], ids=repr)
+def test_a_new_adapter_changes_nothing(base, generator):
     x = torch.randn(2, 16, 8, 8, generator=generator)
     expected = base(x).detach()
     model, layer = wrap(base)
@@ -256,10 +274,22 @@ def test_bases_of_its_own_rule_the_factored_form_out(fields):
 def test_a_form_that_is_not_possible_is_refused():
     with pytest.raises(ValueError, match="form='fast' is not possible; choose one of 'auto', 'factored', 'rebuilt'"):
         SVDCoefficientConfig(form="fast")
-    model, _ = wrap(nn.Conv2d(4, 4, 3, groups=2), form="factored")
-    with pytest.raises(ValueError, match=r"0 has no factored form.*several groups"):
-        model(torch.randn(1, 4, 5, 5))
-    assert form_taken(wrap(nn.Conv2d(4, 4, 3, groups=2))[1], torch.randn(1, 4, 5, 5)) == "rebuilt"
+    without = (
+        nn.Conv2d(4, 4, 3, groups=2),
+        nn.ConvTranspose2d(4, 4, 2, stride=2, groups=2),
+        nn.ConvTranspose2d(4, 4, 3, stride=2),
+        nn.ConvTranspose2d(4, 4, 2, stride=2, padding=1),
+        nn.ConvTranspose2d(4, 4, 2, stride=2, output_padding=1),
+        nn.ConvTranspose2d(4, 4, 2, stride=2, dilation=3),
+    )
+    for base in without:
+        model, _ = wrap(base, form="factored")
+        with pytest.raises(
+            ValueError, match=r"0 has no factored form.*several groups or a transposed one whose blocks"
+        ):
+            model(torch.randn(1, 4, 5, 5))
+        base = model.unload()[0]
+        assert form_taken(wrap(base)[1], torch.randn(1, 4, 5, 5)) == "rebuilt"
 
 
 def test_a_first_step_under_autocast_does_not_take_the_factors_for_those_of_another_weight():
@@ -274,7 +304,8 @@ def test_half_precision_weights_are_rebuilt():
 
 
 @pytest.mark.parametrize("form", ["factored", "rebuilt"])
-def test_a_layer_compiles_into_one_graph(form, generator, monkeypatch):
+@pytest.mark.parametrize("base", [nn.Conv2d(8, 4, 3, padding=1), nn.ConvTranspose2d(8, 3, 2, stride=2)], ids=repr)
+def test_a_layer_compiles_into_one_graph(base, form, generator, monkeypatch):
     if OLD_TORCH and form == "factored":
         pytest.skip("torch 2.6 cannot trace is_contiguous in the backward pass of a custom function; 2.7 can")
     # The test run's checks of shapes are no part of the library, and no compiler looks through them.
@@ -286,7 +317,7 @@ def test_a_layer_compiles_into_one_graph(form, generator, monkeypatch):
     for name in ("rank", "is_meta"):
         getter = getattr(Factors, name).fget
         monkeypatch.setattr(Factors, name, property(getattr(getter, "__wrapped__", getter)))
-    model, layer = wrap(nn.Conv2d(8, 4, 3, padding=1), form=form)
+    model, layer = wrap(base, form=form)
     x = torch.randn(1, 8, 6, 6, generator=generator, requires_grad=True)
     p = layer.svd_coefficient_p["default"]
     expected = model(x)
@@ -330,6 +361,9 @@ def test_a_layer_goes_on_from_a_projection_computed_before(base, generator):
 def test_a_projection_is_refused_where_it_does_not_stand_for_the_input():
     _, layer = wrap(nn.Conv2d(4, 4, 3))
     with pytest.raises(ValueError, match=r"0 cannot start from a projection.*more than one position"):
+        layer.projection()
+    _, layer = wrap(nn.ConvTranspose2d(4, 4, 2, stride=2))
+    with pytest.raises(ValueError, match=r"0 cannot start from a projection.*a transposed convolution"):
         layer.projection()
     _, layer = wrap(nn.Linear(8, 4), save_basis=True)
     with pytest.raises(ValueError, match="adapter 'default' has bases of its own"):

@@ -141,7 +141,7 @@ def integer_weight() -> nn.Module:
         (lambda: nn.utils.spectral_norm(nn.Linear(3, 3)), "parametrisation such as weight_norm"),
         (lambda: OwnForward(3, 3), "OwnForward, which computes its output in a way of its own"),
         (integer_weight, "its weight is torch.int8"),
-        (lambda: nn.ConvTranspose2d(3, 3, 1), "ConvTranspose2d"),
+        (lambda: nn.ConvTranspose1d(3, 3, 1), "ConvTranspose1d.*nn.Conv2d, nn.ConvTranspose2d or transformers Conv1D"),
         (lambda: nn.Embedding(3, 3), "Embedding"),
     ],
 )
@@ -192,7 +192,7 @@ def test_layers_show_their_sizes_as_peft_expects(kind):
     for name in model.targeted_module_names:
         layer = model.base_model.model.get_submodule(name)
         base = layer.base_layer
-        if isinstance(base, nn.Conv2d):
+        if isinstance(base, (nn.Conv2d, nn.ConvTranspose2d)):
             assert (layer.in_features, layer.out_features, layer.groups) == (
                 base.in_channels,
                 base.out_channels,

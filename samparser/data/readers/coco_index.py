@@ -7,6 +7,7 @@ annotation is parsed once for its few small fields and forgotten, and only its p
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -25,6 +26,7 @@ from .paths import check_regular
 # Exporters write ids as 7, 7.0, "7" and "007", and some as names.
 Id = int | float | str
 _NOT_SET = (None, 0, False, "", "0", "false", "False")
+_LONG = 1000  # more digits than a number of pixels, or an id that is one, can have; Python reads up to 4300
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _STRING_OR_NOT_FINITE = re.compile(rb'("(?:[^"\\]|\\.)*")|(-?Infinity|NaN)', re.DOTALL)
 
@@ -96,8 +98,18 @@ class CocoFile:
         with open(self.path, "rb") as file:
             for start, end in zip(self.start[numbers].tolist(), self.end[numbers].tolist(), strict=True):
                 file.seek(start)
-                found.append(json.loads(file.read(end - start).decode("utf-8", "replace")))
+                found.append(self._decoded(file.read(end - start).decode("utf-8", "replace")))
         return found
+
+    def _decoded(self, text: str) -> dict[str, Any]:
+        try:
+            return json.loads(text)
+        except RecursionError:
+            raise DataError(f"{self.path} is not COCO's: its lists are nested too deeply.") from None
+        except json.JSONDecodeError as error:
+            raise DataError(f"{self.path} was changed while it was in use ({error}). Open it again.") from error
+        except ValueError:  # Python refuses whole numbers of thousands of digits; as an infinite one, each is named
+            return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < _LONG else math.inf)
 
 
 def index_coco(path: Path) -> CocoFile:
@@ -137,7 +149,7 @@ def index_coco(path: Path) -> CocoFile:
             image_ids.place(fields.image_id),
             category_ids.place(fields.category_id),
             # Long ones are not decoded to see that they are not empty.
-            len(memoryview(fields.segmentation)) > 16 or bool(msgspec.json.decode(fields.segmentation)),
+            len(memoryview(fields.segmentation)) > 16 or _says_something(fields.segmentation),
             fields.iscrowd not in _NOT_SET,
             memoryview(fields.segmentation)[:1] == b"{",
             isinstance(fields.attributes, dict) and "occluded" in fields.attributes,
@@ -151,6 +163,14 @@ def index_coco(path: Path) -> CocoFile:
     image, category = columns[:2]
     segmented, crowd, runs, brush = columns[2:6] == 1
     return CocoFile(path, images, names, image, class_ids[category], segmented, crowd, runs, brush, *columns[6:])
+
+
+def _says_something(value: msgspec.Raw) -> bool:
+    """Whether a value is neither null nor empty. A number out of range is something, and refused with its mask."""
+    try:
+        return bool(msgspec.json.decode(value))
+    except msgspec.DecodeError:
+        return True
 
 
 def _entries(table: msgspec.Raw, kind: type, path: Path, needs: str) -> list[Any]:

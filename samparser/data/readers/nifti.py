@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from samparser._extras import require
+from samparser._untrusted import parse_json
 
 from ..sample import DataError, Sample, Skipped, warn
 from ..settings import DataSettings
@@ -310,12 +310,12 @@ def _class_table(root: Path, pairs: list[tuple[Path, Path]], settings: DataSetti
     described = root / "dataset.json"
     if described.is_file():
         try:
-            labels = json.loads(read_text(described))["labels"]
+            labels = parse_json(read_text(described))["labels"]
             # nnU-Net 1 writes {"1": "liver"}, nnU-Net 2 {"liver": 1}.
             table = {int(k): str(v) if str(k).isdigit() else None for k, v in labels.items() if str(k).isdigit()}
             table = table or {int(v): str(k) for k, v in labels.items()}
             return {i: str(name) for i, name in sorted(table.items()) if i != 0}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(f"{described} has no labels as nnU-Net writes them: {error}.") from error
     return dict(enumerate(ABDOMEN_1K if pairs[0][1].name.startswith("Case_") else FLARE22, start=1))
 

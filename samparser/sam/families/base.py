@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from samparser._words import shortened
 from samparser.sam.frame import Frame
-from samparser.sam.modes import catching_neck_input, evaluating
+from samparser.sam.modes import evaluating, neck_input
 from samparser.sam.quiet import quiet_transformers
 from samparser.sam.wrapped import plain_model
 
@@ -81,8 +81,10 @@ class Family(ABC):
         coefficients: Trained numbers of the neck per published size, one per singular value: min(out, in * kh * kw) of
             each convolution. For reading and testing; `count_coefficients` counts a model at hand.
         checkpoints: Published checkpoints on the Hugging Face hub, and the licence of each.
-        embeds_with_neck_alone: Whether `embed` gives `image_embeddings` alone, one tensor that the neck alone makes of
-            the features. It can be kept in their place where nothing of the neck is trained.
+        replaces_unstable_masks: Whether the released models, in eval mode, give a single mask that is unstable away for
+            one of those of other heads; `single_mask` switches that off.
+        pointwise_first: Full name of the convolution that takes the first of the features, channels last, where that is
+            one of 1x1: products with its frozen basis can be kept in place of the features. None: there is no such one.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -92,7 +94,8 @@ class Family(ABC):
     neck_name: ClassVar[str] = "vision_encoder.neck"
     coefficients: ClassVar[Mapping[str, int]] = {}
     checkpoints: ClassVar[Mapping[str, str]] = {}
-    embeds_with_neck_alone: ClassVar[bool] = False
+    replaces_unstable_masks: ClassVar[bool] = False
+    pointwise_first: ClassVar[str | None] = None
 
     @abstractmethod
     def frame(self, model_or_config: Any) -> Frame:
@@ -130,7 +133,13 @@ class Family(ABC):
                 f"{source} is incomplete: {len(missing)} tensors of {self.model_class} are not in it, first "
                 f"{shortened(missing, 3)}. They would start random and ruin every mask."
             )
+        # A checkpoint that serves several classes may name another one's type.
+        model.config.model_type = self.model_types[0]
         return model.eval()
+
+    def neck_of(self, model: nn.Module) -> str:
+        """Return `neck`, narrowed to the convolutions that have a part in a model's masks."""
+        return self.neck
 
     def encode(self, model: nn.Module, pixel_values: Tensor) -> Features:
         """Return what enters the neck, without gradients and with the whole model in eval mode.
@@ -140,9 +149,10 @@ class Family(ABC):
             pixel_values: (B, 3, S, S) as the processor makes them, on the model's device and in its dtype.
         """
         plain: Any = plain_model(model)
-        with evaluating(plain), catching_neck_input(plain.get_submodule(self.neck_name)) as entered:
-            plain.get_image_embeddings(pixel_values)
-        return entered[0] if isinstance(entered[0], tuple) else (entered[0],)
+        with evaluating(plain):
+            neck = plain.get_submodule(self.neck_name)
+            entering = neck_input(neck, lambda: plain.get_image_embeddings(pixel_values))
+        return (entering,) if isinstance(entering, Tensor) else tuple(entering)
 
     @abstractmethod
     def embed(self, model: nn.Module, features: Features) -> dict[str, Any]:
@@ -176,6 +186,10 @@ class Family(ABC):
         """
         return nullcontext()
 
+    def keep_single_mask(self, model: nn.Module) -> bool:
+        """Make what `single_mask` does a model's own setting, in its config too, and return whether that changed it."""
+        return False
+
     @abstractmethod
     def upstream(self, model: nn.Module) -> dict[str, nn.Module | nn.Parameter]:
         """Return the parts before the neck by full name: all that decides `encode`, besides the image."""
@@ -183,6 +197,13 @@ class Family(ABC):
     @abstractmethod
     def feature_shapes(self, config: Any) -> list[tuple[int, ...]]:
         """Return the shape of each tensor of `encode` for one image, without the batch axis."""
+
+    def embedding_shape(self, config: Any) -> tuple[int, ...] | None:
+        """Return the shape of one image's `image_embeddings` where the neck alone makes them, one tensor; else None.
+
+        They can be kept in place of the features, then, where nothing of the neck is trained.
+        """
+        return None
 
     def attention_layers(self, model: nn.Module) -> Sequence[AttentionSite]:
         """Return the attention layers of the image encoder from first to last; none where it has none."""

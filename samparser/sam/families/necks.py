@@ -53,14 +53,15 @@ def _neck_modules(model: nn.Module) -> dict[str, nn.Conv2d]:
             f"{', '.join(dict.fromkeys([*FAMILIES, *TUNER_ONLY]))}. "
             "Name the modules to tune in target_modules yourself."
         )
+    pattern = known.neck_of(model)
     modules = {
         re.sub(r"\.base_layer$", "", name): module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d) and re.fullmatch(known.neck + r"(\.base_layer)?", name)
+        if isinstance(module, nn.Conv2d) and re.fullmatch(f"(?:{pattern})" + r"(\.base_layer)?", name)
     }
     if not modules:
         raise ValueError(
-            f"{type(model).__name__} has no convolution whose name matches {known.neck!r}. Its neck was replaced or "
+            f"{type(model).__name__} has no convolution whose name matches {pattern!r}. Its neck was replaced or "
             "renamed: name the modules to tune in target_modules yourself."
         )
     return modules

@@ -8,8 +8,12 @@ from typing import Any
 
 from samparser.sam.wrapped import plain_model
 
-from .base import Family
+from .base import Family, config_of
+from .edgetam import EdgeTam
 from .sam import Sam
+from .sam2 import Sam2
+from .sam3 import Sam3Tracker, live_levels
+from .sam_hq import SamHQ
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class TunerOnly:
         neck: As of a `Family`.
         coefficients: As of a `Family`.
         reason: Why it is no family, as a sentence.
+        drops_last_level: Whether the model computes the last of SAM 3's levels for nothing.
     """
 
     model_type: str
@@ -29,15 +34,22 @@ class TunerOnly:
     neck: str
     coefficients: Mapping[str, int] = field(default_factory=dict)
     reason: str = ""
+    drops_last_level: bool = False
+
+    def neck_of(self, model: Any) -> str:
+        """Return `neck`, narrowed to the convolutions that have a part in a model's masks."""
+        if not self.drops_last_level:
+            return self.neck
+        return live_levels(len(config_of(model).vision_config.scale_factors) - 1)
 
 
-FAMILIES: dict[str, Family] = {model_type: family for family in (Sam(),) for model_type in family.model_types}
+FAMILIES: dict[str, Family] = {
+    model_type: family
+    for family in (Sam(), SamHQ(), Sam2(), EdgeTam(), Sam3Tracker())
+    for model_type in family.model_types
+}
 """Every family by each model type that it loads. Another one is added with `register_family`."""
 
-_SAM2_SIZES = {"tiny": 800, "small": 800, "base-plus": 848, "large": 912}
-_NECK_1 = r"vision_encoder\.neck\.conv[12]"
-_NECK_2 = r"vision_encoder\.neck\.convs\.\d+"
-_NECK_3 = r"vision_encoder\.neck\.fpn_layers\.\d+\.proj[12]"
 _VIDEO = "It follows objects through a video by a memory, which no loss on single images trains."
 _EXEMPLARS = (
     "Its boxes are exemplars of a concept, answered by a list of detections, not prompts that are answered by one mask "
@@ -47,14 +59,12 @@ _EXEMPLARS = (
 TUNER_ONLY: dict[str, TunerOnly] = {
     other.model_type: other
     for other in (
-        TunerOnly("sam_hq", "SamHQModel", _NECK_1, {"base": 512, "large": 512, "huge": 512}),
-        TunerOnly("sam2", "Sam2Model", _NECK_2, _SAM2_SIZES),
-        TunerOnly("sam2_video", "Sam2VideoModel", _NECK_2, _SAM2_SIZES, _VIDEO),
-        TunerOnly("edgetam", "EdgeTamModel", _NECK_2),
-        TunerOnly("edgetam_video", "EdgeTamVideoModel", _NECK_2, {"default": 800}, _VIDEO),
-        TunerOnly("sam3", "Sam3Model", _NECK_3, {"default": 2048}, _EXEMPLARS),
-        TunerOnly("sam3_tracker", "Sam3TrackerModel", _NECK_3, {"default": 2048}),
-        TunerOnly("sam3_tracker_video", "Sam3TrackerVideoModel", _NECK_3, {"default": 2048}, _VIDEO),
+        TunerOnly("sam2_video", "Sam2VideoModel", Sam2.neck, Sam2.coefficients, _VIDEO),
+        TunerOnly("edgetam_video", "EdgeTamVideoModel", Sam2.neck, {"default": 800}, _VIDEO),
+        TunerOnly("sam3", "Sam3Model", Sam3Tracker.neck, Sam3Tracker.coefficients, _EXEMPLARS, True),
+        TunerOnly(
+            "sam3_tracker_video", "Sam3TrackerVideoModel", Sam3Tracker.neck, Sam3Tracker.coefficients, _VIDEO, True
+        ),
     )
 }
 """Models that are no family, by model type; a model type may be here and in `FAMILIES`, for another class."""

@@ -12,7 +12,8 @@ from samparser.sam.frame import Frame, Padded
 from samparser.sam.quiet import quiet_transformers
 from samparser.sam.wrapped import plain_model
 
-from .base import AttentionSite, Family, Features, Rows, config_of
+from .attention import fused_attention
+from .base import AttentionSite, Family, Features, config_of
 
 
 class Sam(Family):
@@ -24,7 +25,7 @@ class Sam(Family):
     neck = r"vision_encoder\.neck\.conv[12]"
     coefficients: ClassVar = {"base": 512, "large": 512, "huge": 512}
     checkpoints: ClassVar = {f"facebook/sam-vit-{size}": "Apache-2.0" for size in ("base", "large", "huge")}
-    embeds_with_neck_alone = True
+    pointwise_first = "vision_encoder.neck.conv1"
 
     def frame(self, model_or_config: Any) -> Frame:
         """Return the padded frame of the image encoder's size."""
@@ -72,16 +73,16 @@ class Sam(Family):
         side = vision.image_size // vision.patch_size
         return [(side, side, vision.hidden_size)]
 
+    def embedding_shape(self, config: Any) -> tuple[int, ...] | None:
+        """Return (C, h, w): a third of the features for ViT-B."""
+        (height, width, _), *_ = self.feature_shapes(config)
+        return config.vision_config.output_channels, height, width
+
     def attention_layers(self, model: nn.Module) -> Sequence[AttentionSite]:
         """Return the attention of every transformer layer; queries, keys and values come from one layer, `qkv`."""
         sam: Any = plain_model(model)
-        sites = []
-        for index, layer in enumerate(sam.vision_encoder.layers):
-            name, attention = f"vision_encoder.layers.{index}.attn", layer.attn
-            width = config_of(sam).vision_config.hidden_size
-            query, key, value = (
-                Rows(f"{name}.qkv", attention.qkv, slice(part * width, (part + 1) * width)) for part in range(3)
-            )
-            out = Rows(f"{name}.proj", attention.proj, slice(0, width))
-            sites.append(AttentionSite(name, attention, query, key, value, out))
-        return sites
+        width = config_of(sam).vision_config.hidden_size
+        return [
+            fused_attention(f"vision_encoder.layers.{index}.attn", layer.attn, width)
+            for index, layer in enumerate(sam.vision_encoder.layers)
+        ]

@@ -457,7 +457,30 @@ def test_numbers_out_of_range_leave_one_annotation_out(tmp_path, annotation, rea
     root = rewritten(one_image(tmp_path, [*ONE, *ONE]), annotation=annotation)
     sample, skipped = opened(root, "all").examine(0)
     assert [i.id for i in sample.instances] == ["2"]
-    assert [reason in skip.why for skip in skipped] == [True]
+    assert [reason in skip.why for skip in skipped] == [True], skipped
+
+
+HUGE = "9" * 5000  # Python reads whole numbers of up to 4300 digits
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "reason"),
+    [
+        (HUGE, "no segmentation, only a box"),
+        ("1e999", "no segmentation, only a box"),
+        (f"[[1, 2, 9, 2, 9, {HUGE}]]", "polygon with a number that is not finite"),
+        (f'{{"size": [24, 32], "counts": [{HUGE}]}}', "neither a string nor a list of whole numbers"),
+        ("[[1, 2, 9, 2, 9, 1e999]]", "polygon with a number that is not finite"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_numbers_that_python_does_not_read_leave_one_annotation_out(tmp_path, segmentation, reason):
+    root = rewritten(one_image(tmp_path, [*ONE, *ONE]), annotation={"segmentation": "here", "area": "there"})
+    text = (root / "annotations.json").read_text().replace('"here"', segmentation).replace('"there"', HUGE)
+    (root / "annotations.json").write_text(text)
+    sample, skipped = opened(root, "all").examine(0)
+    assert [i.id for i in sample.instances] == ["2"]
+    assert [reason in skip.why for skip in skipped] == [True], skipped
 
 
 def test_nesting_and_encodings_are_refused_by_name(tmp_path):

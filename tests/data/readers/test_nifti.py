@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 
@@ -111,6 +112,10 @@ def test_nnunet_names_its_classes_in_a_file(tmp_path):
     ):
         (tmp_path / "dataset.json").write_text(text)
         assert opened(tmp_path).classes == {1: "a", 2: "b"}
+    for text in ("[" * 50_000, '{"labels": {"a": ' + "9" * 5000 + "}}", '{"labels": {"a": 1e999}}', "[]"):
+        (tmp_path / "dataset.json").write_text(text)
+        with pytest.raises(DataError, match=r"dataset\.json has no labels as nnU-Net writes them"):
+            opened(tmp_path)
 
 
 def test_slices_may_be_divided_by_seed_as_in_the_paper(tmp_path):
@@ -292,6 +297,43 @@ def damaged_volume(path, how):
     elif how == "short":
         del content[-500:]
     path.write_bytes(content)
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_a_volume_whose_values_end_early_is_named_and_the_others_are_read(tmp_path, kind, suffix):
+    flare(tmp_path, ["0001", "0002"])
+    hounsfield, labels = volumes()
+    labels[2:14, 1:13, 5] = 1
+    places = {
+        "images": tmp_path / f"images/FLARE22_Tr_0003_0000.{suffix}",
+        "labels": tmp_path / f"labels/FLARE22_Tr_0003.{suffix}",
+    }
+    write(hounsfield, places["images"])
+    write(labels, places["labels"])
+    path = places[kind]
+    # Fewer bytes than the header has, so the size of the file alone does not tell; a packed file is whole as such.
+    if suffix == "nii":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-100]))
+    dataset = opened(tmp_path)
+    unread = []
+    for number, name in enumerate(dataset.names):
+        if "Tr_0003" not in name:
+            assert dataset[number].volume == name.partition("#")[0]
+            continue
+        with pytest.raises(DataError, match=f"{path} is damaged or incomplete: "):
+            _ = dataset[number]
+        unread.append(name)
+    names = [f"images/FLARE22_Tr_{case}#000{slice}" for case in ("0001", "0002") for slice in (1, 2, 3)]
+    third = [f"images/FLARE22_Tr_0003#000{slice}" for slice in (1, 2, 3, 5)]
+    if kind == "labels":
+        assert (dataset.names, unread) == (names, [])
+        (skipped,) = [skip for skip in dataset.skipped if skip.where == str(places["images"])]
+        assert skipped.why.startswith(f"{path} is damaged or incomplete: ")
+    else:
+        assert (dataset.names, unread) == (names + third, third)
 
 
 @pytest.mark.parametrize("how", ["colours", "header", "type", "size", "affine", "short", "pipe", "folder"])

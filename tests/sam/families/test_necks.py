@@ -7,6 +7,7 @@ from peft import LoraConfig, get_peft_model
 
 from samparser.sam import FAMILIES, count_coefficients, neck_targets
 from samparser.sam.families.registry import TUNER_ONLY
+from tests.sam.tiny import TinyStagesConfig, sam3_parts
 
 # Sizes of the published SAM encoders that change their neck; the rest of each configuration is transformers' default.
 SAM_SIZES = {"base": 768, "large": 1024, "huge": 1280}
@@ -26,6 +27,9 @@ def meta_model(class_name, size):
         vision.hidden_size, vision.num_hidden_layers = SAM_SIZES[size], 1
     elif config.model_type in ("sam2", "sam2_video"):
         vision.backbone_channel_list = SAM2_SIZES[size][::-1]
+    elif config.model_type == "edgetam":
+        # The published backbone is one of timm's; the neck is made by these numbers of channels alone.
+        vision.backbone_config = TinyStagesConfig(channels=vision.backbone_channel_list[::-1])
     with torch.device("meta"):
         return model_class(config)
 
@@ -44,8 +48,25 @@ def test_the_neck_of_each_family_has_as_many_coefficients_as_the_table_says(clas
     assert all(isinstance(modules[name], torch.nn.Conv2d) for name in neck_targets(model))
 
 
-def test_every_family_of_the_table_has_a_counted_size_except_the_one_that_needs_timm():
-    assert {known.model_class for known in KNOWN if not known.coefficients} == {"EdgeTamModel"}
+def test_every_family_of_the_table_has_a_counted_size():
+    assert all(known.coefficients for known in KNOWN)
+
+
+@pytest.mark.parametrize("class_name", ["Sam2Model", "EdgeTamModel", "Sam3TrackerModel"])
+def test_the_two_convolutions_after_the_neck_hold_96_more(class_name):
+    decoder = meta_model(class_name, "tiny").mask_decoder
+    assert [min(conv.weight.shape[:2]) for conv in (decoder.conv_s0, decoder.conv_s1)] == [32, 64]
+
+
+@pytest.mark.parametrize(
+    ("scale_factors", "levels"), [((4.0, 2.0, 1.0, 0.5), 3), ((4.0, 2.0, 1.0), 3), ((2.0, 1.0), 2)]
+)
+def test_levels_that_reach_no_mask_are_no_targets(scale_factors, levels):
+    with torch.device("meta"):
+        model = transformers.Sam3TrackerModel(transformers.Sam3TrackerConfig(**sam3_parts(scale_factors)))
+    assert neck_targets(model) == [
+        f"vision_encoder.neck.fpn_layers.{level}.proj{part}" for level in range(levels) for part in (1, 2)
+    ]
 
 
 def test_the_neck_of_the_original_sam_is_its_two_convolutions(tiny_sam):

@@ -1,0 +1,113 @@
+"""What goes wrong quietly in training: coefficients that get no gradient, frozen layers that change all the same."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from peft.utils import AuxiliaryTrainingWrapper
+from torch import nn
+
+from .layer import SVDCoefficientLayer
+
+
+@torch.no_grad()
+def unused_coefficients(model: nn.Module) -> list[str]:
+    """Name the adapted layers whose trained numbers got no gradient in the last backward pass.
+
+    Nothing that such a layer computes reaches the loss, so that its coefficients never move. Call it between
+    `loss.backward()` and `optimizer.zero_grad()`.
+
+    Args:
+        model: A model with adapters of this method, after a backward pass.
+
+    Returns:
+        The names of the layers, sorted. One counts that trains, and whose gradients are all missing or zero.
+
+    Example:
+        >>> import torch
+        >>> from peft import get_peft_model
+        >>> from samparser import SVDCoefficientConfig
+        >>> from samparser.tuner import unused_coefficients
+        >>> net = torch.nn.ModuleDict({"used": torch.nn.Linear(4, 2), "idle": torch.nn.Linear(4, 2)})
+        >>> model = get_peft_model(net, SVDCoefficientConfig(target_modules=["used", "idle"]))
+        >>> net["used"](torch.ones(1, 4)).sum().backward()
+        >>> unused_coefficients(model)
+        ['idle']
+    """
+    layers = (module for module in model.modules() if isinstance(module, SVDCoefficientLayer))
+    return sorted(layer.layer_name for layer in layers if _trains_in_vain(layer))
+
+
+def _trains_in_vain(layer: SVDCoefficientLayer) -> bool:
+    trained = [parameter for _, _, parameter in layer.parameters_of_adapters() if parameter.requires_grad]
+    return bool(trained) and not any(p.grad is not None and bool(p.grad.any()) for p in trained)
+
+
+def warn_of_unused_coefficients(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Warn at the optimizer's first step, and then never again, of layers that `unused_coefficients` names.
+
+    For a loop of your own; training with `samparser.training` does it by itself. Where some coefficients get no
+    gradient, `DistributedDataParallel` needs `find_unused_parameters=True`.
+
+    Args:
+        model: A model with adapters of this method.
+        optimizer: The optimizer that trains it.
+
+    Example:
+        >>> import torch
+        >>> from peft import get_peft_model
+        >>> from samparser import SVDCoefficientConfig
+        >>> from samparser.tuner import warn_of_unused_coefficients
+        >>> model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 2)), SVDCoefficientConfig(target_modules="0"))
+        >>> optimizer = torch.optim.Adam(p for p in model.parameters() if p.requires_grad)
+        >>> warn_of_unused_coefficients(model, optimizer)
+    """
+
+    def look(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        handle.remove()
+        unused = unused_coefficients(model)
+        if unused:
+            warnings.warn(
+                f"The coefficients of {_shown(unused)} got no gradient in the first step: nothing that these layers "
+                "compute reaches the loss, so that they will never train. Take them out of target_modules, or look "
+                "whether the loss leaves out something that it should see.",
+                stacklevel=2,
+            )
+
+    handle = optimizer.register_step_pre_hook(look)
+
+
+def warn_of_running_statistics(model: nn.Module) -> None:
+    """Warn of frozen layers in training mode whose running statistics every forward pass changes.
+
+    An adapter does not save them, so that a base model that is loaded anew has others.
+    """
+    drifting = list(_drifting(model))
+    if drifting:
+        warnings.warn(
+            f"Frozen layers with running statistics are in training mode: {_shown(drifting)}. Every forward pass "
+            "changes the base model there. An adapter saves nothing of that, so that a reloaded one gives other "
+            "outputs, and without the adapter the model is no longer the base model. After model.train(), put these "
+            "layers back into eval mode (`module.eval()` on the part that contains them), or name that part in "
+            "modules_to_save.",
+            stacklevel=2,
+        )
+
+
+def _drifting(module: nn.Module, name: str = "") -> Iterator[str]:
+    if isinstance(module, AuxiliaryTrainingWrapper):  # Trained in full, and saved with the adapter.
+        return
+    keeps_statistics = getattr(module, "track_running_stats", False) and module._buffers.get("running_mean") is not None
+    frozen = not any(parameter.requires_grad for parameter in module.parameters())
+    # Where momentum is None the statistics are means over all passes.
+    if keeps_statistics and module.training and frozen and getattr(module, "momentum", None) != 0:
+        yield name
+    for child, below in module.named_children():
+        yield from _drifting(below, f"{name}.{child}" if name else child)
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
