@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import SamConfig
 
-from samparser.sam.families import FAMILIES, family_of
+from samparser.sam.families import family_of, family_of_config
 
 from .description import describe
 from .factored import factored_form
@@ -86,12 +85,8 @@ def meta_model(config: Any = None) -> nn.Module:
         TypeError: The config is of no family.
     """
     config = SamConfig() if config is None else config
-    family = FAMILIES.get(config.model_type)
-    if family is None:
-        raise TypeError(f"A config of model type {config.model_type!r} is of none of the families: {', '.join(FAMILIES)}.")
     with torch.device("meta"):
-        model: nn.Module = getattr(transformers, family.model_class)(config)
-    return model.eval()
+        return family_of_config(config, "Counting").model_from_config(config)
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -104,8 +99,8 @@ def count_macs(model: nn.Module) -> tuple[int, int]:
     """Count the multiply-accumulates of a model on one image of its full size and one box: of the forward and a step.
 
     Args:
-        model: A model of a family, plain or tuned, on any device. Off the meta device a copy without weights is counted. It is
-            counted as it is in training where something trains, and in evaluation where nothing does.
+        model: A model of a family, plain or tuned, on any device. Off the meta device a copy without weights is
+            counted. It is counted as it is in training where something trains, and in evaluation where nothing does.
 
     Returns:
         The MACs of the forward, and those of forward and backward: the gradients of all that trains. Where nothing
@@ -173,14 +168,14 @@ def forward_cost(config: Any = None) -> ForwardCost:
     model = meta_model(config).requires_grad_(False)
     family = family_of(model)
     with torch.no_grad():
-        whole, features = _counted(lambda: family.encode(model, _pixels(model)))
+        before, features = _counted(lambda: family.encode(model, _pixels(model)))
         neck, embedded = _counted(lambda: family.embed(model, features))
         decoders = [
             _counted(lambda boxes=boxes: family.decode(model, embedded, {"input_boxes": _boxes(boxes)}))[0]
             for boxes in (1, 2)
         ]
     return ForwardCost(
-        before_neck=whole - neck,
+        before_neck=before,
         neck=neck,
         decoder=decoders[0],
         further_box=decoders[1] - decoders[0],

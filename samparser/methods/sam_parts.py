@@ -37,6 +37,29 @@ def skip_convolutions(model: nn.Module) -> list[str]:
     return list(SKIP_CONVOLUTIONS)
 
 
+def transposed_convolutions(model: nn.Module) -> list[str]:
+    """Return the names of the transposed convolutions of the neck that have a part in a model's masks.
+
+    Raises:
+        TypeError: The neck has none.
+    """
+    family = family_of(model, "Option 'transposed'")
+    idle = tuple(f"{part}." for part in family.idle(model))
+    found = [
+        name
+        for name, module in model.named_modules()
+        if name.startswith(f"{family.neck_name}.")
+        and isinstance(module, nn.ConvTranspose2d)
+        and not f"{name}.".startswith(idle)
+    ]
+    if not found:
+        raise TypeError(
+            f"The neck of this {type(model).__name__} has no transposed convolutions; SAM 3's has them. Leave "
+            "`transposed` out."
+        )
+    return found
+
+
 def attention_layers(model: nn.Module, method: str) -> Sequence[AttentionSite]:
     """Return the attention layers of the image encoder, from first to last.
 
@@ -51,8 +74,8 @@ def attention_layers(model: nn.Module, method: str) -> Sequence[AttentionSite]:
     if not sites:
         raise TypeError(
             f"Method {method!r} changes the transformer layers of an image encoder, and that of this "
-            f"{type(model).__name__} has none: it is a convolutional network. 'samparser', 'decoder', 'full-neck' and "
-            f"'full' know it."
+            f"{type(model).__name__} has none: it is a convolutional network. Methods that leave these layers alone work: "
+            f"'samparser' and its variants, 'bases', 'decoder', 'full-neck', 'full'."
         )
     return sites
 
@@ -92,5 +115,5 @@ def _part(model: nn.Module, name: str) -> nn.Module:
         raise TypeError(
             f"This {type(model).__name__} has no {name}; its parts are "
             f"{', '.join(child for child, _ in model.named_children()) or 'none'}. "
-            f"Give a SamModel, or another Segment Anything model of transformers with this part."
+            f"Give a model of a SAM family, as load_sam returns it."
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -134,6 +135,18 @@ class Family(ABC):
                 f"{shortened(missing, 3)}. They would start random and ruin every mask."
             )
         # A checkpoint that serves several classes may name another one's type.
+        model.config.model_type = self.model_types[0]
+        return model.eval()
+
+    def model_from_config(self, config: Any) -> nn.Module:
+        """Build a model of a config as `AutoConfig` reads it, on the default device, with the weights of a new one.
+
+        Args:
+            config: Of one of `model_types`; stays as it is.
+        """
+        import transformers
+
+        model: Any = getattr(transformers, self.model_class)(copy.deepcopy(config))
         model.config.model_type = self.model_types[0]
         return model.eval()
 
