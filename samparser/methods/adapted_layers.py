@@ -3,8 +3,8 @@
     h = x + adapter(attention(norm1(x))),    y = h + mlp(norm2(h))
 
 The adapter sees the whole grid of tokens, (B, H, W, C), also where the attention works in windows: a convolution in it
-crosses the windows' borders, and no work is spent on the windows' padding. Where a layer of SAM 2 pools its queries, the
-grid is the pooled one, and x is pooled and widened as transformers does it.
+crosses the windows' borders, and no work is spent on the windows' padding. Where a layer of SAM 2 pools its queries,
+the grid is the pooled one, and x is pooled and widened as transformers does it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def adapted_layer(name: str, layer: nn.Module, adapter: nn.Module) -> nn.Module:
 
 
 @cache
-def _adapted_class(plain: type[nn.Module]) -> Callable[[nn.Module, nn.Module], nn.Module]:
+def _adapted_class(plain: Any) -> Callable[[nn.Module, nn.Module], nn.Module]:
     """Return the class of a layer with an adapter.
 
     transformers recognises the layers whose outputs it records, and recomputes under gradient checkpointing, by their
@@ -48,7 +48,7 @@ def _adapted_class(plain: type[nn.Module]) -> Callable[[nn.Module, nn.Module], n
     """
     attend = _ATTEND[plain.__name__]
 
-    class AdaptedVisionLayer(plain):  # type: ignore[misc, valid-type]
+    class AdaptedVisionLayer(plain):  # type: ignore[misc]
         def __init__(self, layer: nn.Module, adapter: nn.Module) -> None:
             nn.Module.__init__(self)
             # Sizes and marks of gradient checkpointing, but no hooks and no forward that someone put on the instance.

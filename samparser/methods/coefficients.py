@@ -48,7 +48,7 @@ def samparser_coefficients(
     transposed: bool = False,
     skips: bool = False,
 ) -> nn.Module:
-    """Train the neck's coefficients, 512 in SAM; the mask decoder stays frozen. Options as for `samparser`, and `skips`.
+    """Train the neck's coefficients, 512 in SAM, and leave the decoder frozen. Options as for `samparser`, and `skips`.
 
     `skips`: in SAM 2, EdgeTAM and SAM 3 also train the 96 coefficients of conv_s0 and conv_s1, which bring two
     high-resolution maps of the neck into the mask decoder and are counted to the decoder.

@@ -170,15 +170,13 @@ def forward_cost(config: Any = None) -> ForwardCost:
     with torch.no_grad():
         before, features = _counted(lambda: family.encode(model, _pixels(model)))
         neck, embedded = _counted(lambda: family.embed(model, features))
-        decoders = [
-            _counted(lambda boxes=boxes: family.decode(model, embedded, {"input_boxes": _boxes(boxes)}))[0]
-            for boxes in (1, 2)
-        ]
+        one_box, _ = _counted(lambda: family.decode(model, embedded, {"input_boxes": _boxes(1)}))
+        two_boxes, _ = _counted(lambda: family.decode(model, embedded, {"input_boxes": _boxes(2)}))
     return ForwardCost(
         before_neck=before,
         neck=neck,
-        decoder=decoders[0],
-        further_box=decoders[1] - decoders[0],
+        decoder=one_box,
+        further_box=two_boxes - one_box,
         feature_bytes=sum(2 * feature.numel() for feature in features),
     )
 

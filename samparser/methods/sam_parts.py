@@ -74,8 +74,8 @@ def attention_layers(model: nn.Module, method: str) -> Sequence[AttentionSite]:
     if not sites:
         raise TypeError(
             f"Method {method!r} changes the transformer layers of an image encoder, and that of this "
-            f"{type(model).__name__} has none: it is a convolutional network. Methods that leave these layers alone work: "
-            f"'samparser' and its variants, 'bases', 'decoder', 'full-neck', 'full'."
+            f"{type(model).__name__} has none: it is a convolutional network. Methods that leave such layers alone "
+            f"work: 'samparser' and its variants, 'bases', 'decoder', 'full-neck', 'full'."
         )
     return sites
 
@@ -83,9 +83,7 @@ def attention_layers(model: nn.Module, method: str) -> Sequence[AttentionSite]:
 def transformer_linear_names(model: nn.Module, method: str) -> list[str]:
     """Return the names of all `nn.Linear` in the transformer layers of the image encoder; raises as above."""
     layers = tuple(f"{site.layer_name}." for site in attention_layers(model, method))
-    return [
-        name for name, module in model.named_modules() if name.startswith(layers) and isinstance(module, nn.Linear)
-    ]
+    return [name for name, module in model.named_modules() if name.startswith(layers) and isinstance(module, nn.Linear)]
 
 
 def plain_linear(site: AttentionSite, part: str, method: str) -> nn.Linear:
@@ -102,8 +100,8 @@ def plain_linear(site: AttentionSite, part: str, method: str) -> nn.Linear:
     made: Rows = getattr(site, part)
     if type(made.linear) is not nn.Linear or made.linear.out_features < made.rows.stop:
         raise TypeError(
-            f"{made.name} is {made.linear!r}; method {method!r} needs an nn.Linear of at least {made.rows.stop} outputs "
-            f"there. 'samparser', 'decoder' and 'full-neck' leave the transformer layers alone."
+            f"{made.name} is {made.linear!r}; method {method!r} needs an nn.Linear of at least {made.rows.stop} "
+            f"outputs there. 'samparser', 'decoder' and 'full-neck' leave the transformer layers alone."
         )
     return made.linear
 

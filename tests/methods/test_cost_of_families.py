@@ -1,6 +1,7 @@
 """What methods and forwards cost in models of the published sizes: exact counts, on models without weights."""
 
 import functools
+from pathlib import Path
 
 import pytest
 import transformers
@@ -154,3 +155,22 @@ def test_a_configuration_of_no_family_is_refused_with_the_reason():
     with pytest.raises(TypeError, match=r"got a BertConfig of type 'bert'\.$"):
         meta_model(transformers.BertConfig())
 
+
+def test_the_page_of_methods_has_these_counts():
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text("utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
+    start = next(index for index, row in enumerate(rows) if row[1:2] == ["SAM-HQ ViT-B"])
+    families = ("sam_hq", "sam2-tiny", "edgetam", "sam3_tracker")
+    expected = {
+        "mask decoder": [DECODER[name] for name in families],
+        "`samparser`, `samparser-coefficients`": [NECK[name] for name in families],
+        **{
+            f"`{name}`": [row.get(family, "the rest") for family in families]
+            for name, row in BESIDE_THE_DECODER.items()
+        },
+    }
+    shown = {
+        name: ["refused" if count is None else count if isinstance(count, str) else f"{count:,}" for count in row]
+        for name, row in expected.items()
+    }
+    assert {row[0]: row[1:] for row in rows[start + 2 : start + 2 + len(shown)]} == shown

@@ -72,7 +72,9 @@ def shared(model_type, name):
 def test_what_an_encoder_has_no_place_for_is_refused_by_name_and_the_model_is_as_it_was(model_type, name):
     model = make_tiny(model_type)
     modules, state = list(model.named_modules()), {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(TypeError, match=rf"Method '{re.escape(name)}'.*EdgeTamModel has none: it is a convolutional network.*'full"):
+    with pytest.raises(
+        TypeError, match=rf"Method '{re.escape(name)}'.*EdgeTamModel has none: it is a convolutional network.*'full"
+    ):
         build(name, model)
     assert list(model.named_modules()) == modules
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())

@@ -124,7 +124,9 @@ def test_a_model_without_the_parts_is_refused_by_what_it_lacks(name, message):
 
 def test_a_model_with_another_attention_is_refused_by_what_it_has(tiny_sam):
     tiny_sam.vision_encoder.layers[1].attn.qkv = nn.Linear(24, 24)
-    with pytest.raises(TypeError, match=r"layers\.1\.attn\.qkv is Linear\(in_features=24, out_features=24.*at least 72"):
+    with pytest.raises(
+        TypeError, match=r"layers\.1\.attn\.qkv is Linear\(in_features=24, out_features=24.*at least 72"
+    ):
         build("lora", tiny_sam)
 
 
