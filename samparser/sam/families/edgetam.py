@@ -27,9 +27,17 @@ class EdgeTam(Sam2):
         Raises:
             ImportError: timm is not installed, or does not work with this torch.
         """
-        if config.vision_config.backbone_config.model_type == "timm_wrapper":
-            _require_timm()
+        _require_timm(config)
         return super().load_model(source, config, **kwargs)
+
+    def model_from_config(self, config: Any) -> nn.Module:
+        """Build a model of a config; see `Family.model_from_config`.
+
+        Raises:
+            ImportError: timm is not installed, or does not work with this torch.
+        """
+        _require_timm(config)
+        return super().model_from_config(config)
 
     def _features(self, entering: Features) -> Features:
         return tuple(stage.permute(0, 3, 1, 2) for stage in entering)
@@ -46,7 +54,9 @@ class EdgeTam(Sam2):
         return []
 
 
-def _require_timm() -> None:
+def _require_timm(config: Any) -> None:
+    if config.vision_config.backbone_config.model_type != "timm_wrapper":
+        return
     try:
         require("timm", "EdgeTAM's image encoder", extra="edgetam")
     except ImportError:
