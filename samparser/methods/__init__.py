@@ -9,13 +9,13 @@ plain = merged(model)                     # a plain model of transformers, where
 from __future__ import annotations
 
 # isort: off
-from . import frozen_and_full, lora, adapter, coefficients  # noqa: F401 - each registers its methods, in METHODS' order
+from . import frozen_and_full, lora, adapter, coefficients, expanded  # noqa: F401 - each registers its methods, in METHODS' order
 
 # isort: on
 from .description import Description, describe
 from .loading import load_model, load_trained
 from .merging import merged
-from .registry import METHODS, Method, build, method
+from .registry import METHODS, Method, build, method, trained_too
 from .saving import save_trained
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "merged",
     "method",
     "save_trained",
+    "trained_too",
 ]

@@ -1,7 +1,7 @@
-"""Methods that see more than coefficients: frozen rank-one terms beside them, in the neck and in the attention layers.
+"""Methods that see more than the neck's coefficients: frozen rank-one terms alone, and the attention layers.
 
-The directions of the terms are chosen by one pass over training data, which `samparser.training.train` makes by itself;
-in a loop of one's own `samparser.initialize_expansion` makes it (docs/method.md).
+Directions of terms are chosen by one pass over training data. `samparser.training.train` makes it by itself; in a loop
+of one's own `samparser.initialize_expansion` does (docs/method.md).
 """
 
 from __future__ import annotations
@@ -10,114 +10,66 @@ from torch import nn
 
 from samparser.sam import neck_targets
 
-from .coefficients import tune
+from .coefficients import terms_of, tune
 from .registry import method
 from .sam_parts import attention_layers
 
 
 @method(
-    "pairs",
-    summary="pairs of the bases of the neck's convolutions, chosen by the gradient of the training images",
+    "expansion",
+    summary="frozen rank-one terms of the neck's convolutions, chosen by the gradient of the training images",
     trains_upstream=False,
 )
-def pairs(
+def expansion(
     model: nn.Module,
-    rank: int = 64,
-    coefficients: bool = True,
-    decoder: bool = False,
-    parametrization: str = "relative",
-    top: float | None = None,
-) -> nn.Module:
-    """Train `rank` numbers for each convolution of the neck, each along a pair of its own bases; nothing is stored.
-
-    `coefficients`: also train the coefficients, `top` of them, by `parametrization` as in `SVDCoefficientConfig`.
-    `decoder`: also train the mask decoder.
-    """
-    return _neck(model, decoder, coefficients, top, parametrization, expansion="pairs", expansion_rank=rank)
-
-
-@method(
-    "gradient",
-    summary="the leading directions of the gradient of the training images in the neck's convolutions",
-    trains_upstream=False,
-)
-def gradient(
-    model: nn.Module,
-    rank: int = 4,
-    coefficients: bool = True,
-    decoder: bool = False,
-    parametrization: str = "relative",
-    top: float | None = None,
+    kind: str = "pairs",
+    rank: int | None = None,
     dtype: str = "float16",
-) -> nn.Module:
-    """Train `rank` numbers for each convolution of the neck, along frozen directions that the adapter stores.
-
-    Options as for `pairs`; `dtype`: how directions are stored, float16 or float32.
-    """
-    fields = {"expansion": "gradient", "expansion_rank": rank, "expansion_dtype": dtype}
-    return _neck(model, decoder, coefficients, top, parametrization, **fields)
-
-
-@method(
-    "random",
-    summary="random frozen directions in the neck's convolutions: the control of `gradient`",
-    trains_upstream=False,
-)
-def random(
-    model: nn.Module,
-    rank: int = 4,
-    coefficients: bool = False,
     decoder: bool = False,
     parametrization: str = "relative",
-    dtype: str = "float16",
 ) -> nn.Module:
-    """Train `rank` numbers for each convolution of the neck, along random directions. Options as for `gradient`."""
-    fields = {"expansion": "random", "expansion_rank": rank, "expansion_dtype": dtype}
-    return _neck(model, decoder, coefficients, None, parametrization, **fields)
+    """Train the numbers of an expansion and no coefficient: 64 pairs for each convolution are 128 numbers in SAM.
+
+    `kind`: pairs of the weight's own bases, of which nothing is stored; the gradient's leading directions, stored as
+    `dtype` with the adapter; or random ones, the control. `rank`: how many for each convolution, by default 64 pairs or
+    4 directions. `decoder`: also train the mask decoder. `parametrization`: relative numbers have the unit of the mean
+    coefficient.
+    """
+    stored = {} if kind == "pairs" else {"expansion_dtype": dtype}
+    terms = terms_of(kind, rank, **stored)
+    return tune(model, neck_targets(model), decoder, trainable="expansion", parametrization=parametrization, **terms)
 
 
 @method(
     "attention",
-    summary="the coefficients of the attention layers' projections, with or without pairs and neck",
+    summary="the coefficients of the attention layers' projections, with or without an expansion and the neck",
     trains_upstream=True,
 )
 def attention(
     model: nn.Module,
     blocks: int | None = None,
-    expansion: str | None = None,
-    rank: int | None = None,
-    coefficients: bool = True,
     neck: bool = False,
+    expansion: str | None = None,
+    expansion_rank: int | None = None,
+    coefficients: bool = True,
+    top: float | None = None,
     decoder: bool = False,
     parametrization: str = "relative",
-    top: float | None = None,
 ) -> nn.Module:
-    """Train coefficients of all layers that make queries, keys and values and that join the heads.
+    """Train coefficients of the layers that make queries, keys and values and of those that join the heads.
 
-    `blocks`: in the last so many transformer layers only. `expansion`: also terms, pairs, gradient or random, `rank` of
-    them in a layer. `neck`: in the neck's convolutions too. Other options as for `pairs`.
+    `blocks`: in the last so many transformer layers alone. `neck`: in the neck's convolutions too. `expansion`: also
+    `expansion_rank` terms in each layer, pairs, gradient or random; without `coefficients` these alone. `top`: the
+    leading coefficients alone. `decoder`: also train the mask decoder.
     """
     sites = attention_layers(model, "attention")
     if blocks is not None and not 1 <= blocks <= len(sites):
-        raise ValueError(f"blocks={blocks} must lie between 1 and the {len(sites)} attention layers of this model.")
-    rows = [part for site in sites[-blocks if blocks else 0 :] for part in (site.query, site.key, site.value, site.out)]
-    targets = [*dict.fromkeys(part.name for part in rows), *(neck_targets(model) if neck else [])]
-    terms = {} if expansion is None else {"expansion": expansion, "expansion_rank": rank}
-    return _expanded(model, targets, decoder, coefficients, top, parametrization, **terms)
-
-
-def _neck(model: nn.Module, decoder: bool, coefficients: bool, top: float | None, *rest: str, **terms: object) -> nn.Module:
-    return _expanded(model, neck_targets(model), decoder, coefficients, top, *rest, **terms)
-
-
-def _expanded(
-    model: nn.Module,
-    targets: list[str],
-    decoder: bool,
-    coefficients: bool,
-    top: float | None,
-    parametrization: str,
-    **terms: object,
-) -> nn.Module:
-    fields = {"trainable": "coefficients" if coefficients else "expansion", "top": top, **terms}
-    return tune(model, targets, decoder, parametrization=parametrization, **fields)
+        raise ValueError(f"blocks={blocks} must lie between 1 and {len(sites)}, the attention layers of this model.")
+    if not coefficients and expansion is None:
+        raise ValueError("Without coefficients and without an expansion nothing trains: give one of them.")
+    chosen = sites if blocks is None else sites[-blocks:]
+    names = [part.name for site in chosen for part in (site.query, site.key, site.value, site.out)]
+    targets = [*dict.fromkeys(names), *(neck_targets(model) if neck else [])]
+    trainable = "coefficients" if coefficients else "expansion"
+    terms = terms_of(expansion, expansion_rank)
+    return tune(model, targets, decoder, trainable=trainable, parametrization=parametrization, top=top, **terms)

@@ -24,6 +24,7 @@ from torch import nn
 
 from samparser._words import did_you_mean
 from samparser.sam.changes import mark_tuned
+from samparser.tuner import placeholder_terms
 
 from .restoring import unchanged_on_error
 
@@ -198,6 +199,15 @@ def trained_too(model: nn.Module) -> Iterator[None]:
     if applied is not None:
         added = (name for name in model.state_dict() if name not in before)
         set_applied_method(model, replace(applied, trained=(*applied.trained, *added)))
+
+
+def with_placeholders(model: nn.Module) -> nn.Module:
+    """Return a model of a method whose expansion has terms along arbitrary directions: to count and time its cost."""
+    adapter = getattr(model, "active_adapter", None)
+    if isinstance(adapter, str):
+        with trained_too(model):
+            placeholder_terms(model, adapter)
+    return model
 
 
 def refuse_tuned(model: nn.Module, wanted: str) -> None:

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from samparser._files import write_text
+from samparser._untrusted import read_json
 from samparser.methods import trained_too
 from samparser.prompts import PromptedDataset, collate
 from samparser.sam.families import family_of
 from samparser.sam.wrapped import plain_model
-from samparser.tuner import ExpansionReport, awaited_terms, initialize_expansion
+from samparser.tuner import ExpansionReport, awaited_terms, chosen_pairs, initialize_expansion
 
+from .run_folder import RunFolder, RunFolderError
 from .settings import TrainSettings
 from .trainer import batch_loss, mask_logits
 
 
-def choose_terms(model: nn.Module, prompted: PromptedDataset, settings: TrainSettings) -> ExpansionReport | None:
+@dataclass(frozen=True)
+class Choice:
+    """What the data pass gave: its report, and for each layer the pairs of bases that it took."""
+
+    report: ExpansionReport
+    pairs: dict[str, str]
+
+
+def choose_terms(model: Any, prompted: PromptedDataset, settings: TrainSettings) -> Choice | None:
     """Choose the directions of the active adapter's expansion where it waits for them.
 
     One half of at most `settings.expansion_images` images, drawn by the seed, chooses; the other measures which share
@@ -26,19 +39,18 @@ def choose_terms(model: nn.Module, prompted: PromptedDataset, settings: TrainSet
     where there is one. A function of seed, images and model alone, so a resumed run chooses the same again.
 
     Returns:
-        What was chosen; None where no expansion waits.
+        What was chosen, and what it sees; None where no expansion waits.
 
     Raises:
         ValueError: A gradient is zero or not finite, a layer does not allow so many terms, or there are fewer than two
             images.
     """
-    adapter = getattr(model, "active_adapter", None)
-    if not isinstance(adapter, str) or not awaited_terms(model, adapter):
+    if not expansion_waits(model):
         return None
-    batches = _Batches(prompted, settings)
+    adapter, batches = model.active_adapter, _Batches(prompted, settings)
     model.to(settings.device)
     with trained_too(model), family_of(model).single_mask(plain_model(model)):
-        return initialize_expansion(
+        report = initialize_expansion(
             model,
             batches,
             batches.loss,
@@ -47,6 +59,33 @@ def choose_terms(model: nn.Module, prompted: PromptedDataset, settings: TrainSet
             seed=settings.seed,
             show=False,
         )
+    return Choice(report, chosen_pairs(model, adapter))
+
+
+def expansion_waits(model: nn.Module) -> bool:
+    """Tell whether the active adapter has an expansion whose directions have not been chosen."""
+    adapter = getattr(model, "active_adapter", None)
+    return isinstance(adapter, str) and bool(awaited_terms(model, adapter))
+
+
+def keep_choice(folder: RunFolder, choice: Choice, *, resume: bool, show: bool) -> None:
+    """Write what was chosen to the run folder, before the first step.
+
+    Raises:
+        RunFolderError: A resumed run chose otherwise than it did when it began, so its checkpoints do not fit.
+    """
+    if resume and folder.expansion.is_file():
+        kept = read_json(folder.expansion)
+        if isinstance(kept, dict) and kept.get("pairs") == choice.pairs:
+            return
+        raise RunFolderError(
+            f"{folder.path}: the directions of the expansion were chosen otherwise when this run began "
+            f"({folder.expansion.name}), so its checkpoints do not fit them. They are a function of images, model and "
+            "machine; resume where the run began, or start again with --overwrite."
+        )
+    write_text(folder.expansion, json.dumps(asdict(choice), indent=1) + "\n")
+    if show:
+        print(choice.report, flush=True)
 
 
 class _Batches:

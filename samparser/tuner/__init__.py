@@ -6,7 +6,7 @@ Importing this package registers the method with PEFT.
 from __future__ import annotations
 
 from .config import SVDCoefficientConfig
-from .initialize import ExpansionReport, initialize_expansion
+from .initialize import ExpansionReport, awaited_terms, chosen_pairs, initialize_expansion, placeholder_terms
 from .layer import Conv2d, ConvTranspose2d, Linear, SVDCoefficientLayer
 from .model import SVDCoefficientModel
 from .registration import register
@@ -27,9 +27,12 @@ __all__ = [
     "SVDCoefficientConfig",
     "SVDCoefficientLayer",
     "SVDCoefficientModel",
+    "awaited_terms",
+    "chosen_pairs",
     "coefficient_parameters",
     "coefficients",
     "initialize_expansion",
+    "placeholder_terms",
     "unused_coefficients",
     "warn_of_unused_coefficients",
 ]
