@@ -1,4 +1,4 @@
-"""Content hashes: SHA-256 of tensors, arrays and text, the one fingerprint that the library takes of a value."""
+"""Content hashes: SHA-256 of tensors, arrays and text; and the count that tells of changes without hashing."""
 
 from __future__ import annotations
 
@@ -33,6 +33,21 @@ def sha256_of(*parts: Tensor | np.ndarray | str | bytes) -> str:
     for part in parts:
         digest.update(part.encode() if isinstance(part, str) else _bytes_of(part))
     return digest.hexdigest()
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return torch's count of the changes made in place, which goes up with each that autograd can see.
+
+    Writing to `tensor.data` is not counted. -1 for tensors made in inference mode, which count none and cannot be
+    changed outside of it.
+
+    Example:
+        >>> weight = torch.ones(2)
+        >>> before = version_of(weight)
+        >>> version_of(weight.mul_(2)) > before
+        True
+    """
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def _bytes_of(part: Tensor | np.ndarray | bytes) -> memoryview | bytes:
