@@ -69,12 +69,13 @@ def say(text: object) -> None:
         print(text, flush=True)
 
 
-def open_split(data: Any, split: str) -> Any:
+def open_split(data: Any, split: str, title: str | None = None) -> Any:
     """Open a split, without the images of a small set that do not open, and print counts and what is left out.
 
     Args:
         data: `DataSettings`.
         split: The split's name.
+        title: What it is called in what is printed; not given: by its name.
     """
     from samparser.data import open_dataset  # needs the extra packages, which push and merge do without
 
@@ -82,7 +83,7 @@ def open_split(data: Any, split: str) -> Any:
     if not data.scan and len(dataset) <= _SCANNED_UP_TO:
         dataset = open_dataset(replace(data, scan=True), split)
     images, entries = count(len(dataset), "image"), count(len(dataset.skipped), "entry", "entries")
-    say(f"{split}: {images} of layout {dataset.layout}, {entries} skipped")
+    say(f"{title or split}: {images} of layout {dataset.layout}, {entries} skipped")
     for skip in dataset.skipped[:_NAMED]:
         say(f"  skipped {skip.where}: {skip.why}")
     if len(dataset.skipped) > _NAMED:
