@@ -30,7 +30,7 @@ def adapted_layer(name: str, layer: nn.Module, adapter: nn.Module) -> nn.Module:
     Raises:
         TypeError: The layer is of another class.
     """
-    plain = type(layer)
+    plain: Any = type(layer)
     if plain.__name__ not in _ATTEND or not plain.__module__.startswith("transformers.models."):
         raise TypeError(
             f"{name} is a {plain.__name__}; adapters go into the layers of transformers' image encoders: "
@@ -48,7 +48,7 @@ def _adapted_class(plain: Any) -> Callable[[nn.Module, nn.Module], nn.Module]:
     """
     attend = _ATTEND[plain.__name__]
 
-    class AdaptedVisionLayer(plain):  # type: ignore[misc]
+    class AdaptedVisionLayer(plain):
         def __init__(self, layer: nn.Module, adapter: nn.Module) -> None:
             nn.Module.__init__(self)
             # Sizes and marks of gradient checkpointing, but no hooks and no forward that someone put on the instance.

@@ -13,6 +13,7 @@ from .registration import register
 from .training_loop import (
     coefficient_parameters,
     coefficients,
+    expansion_terms,
     unused_coefficients,
     warn_of_unused_coefficients,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "chosen_pairs",
     "coefficient_parameters",
     "coefficients",
+    "expansion_terms",
     "initialize_expansion",
     "placeholder_terms",
     "unused_coefficients",

@@ -36,7 +36,7 @@ def test_rows_are_counted_on_every_family_from_its_configuration(model_type, tmp
 def test_a_method_that_the_family_lacks_is_refused_before_anything_is_counted(tmp_path):
     make_tiny("edgetam").config.save_pretrained(tmp_path)
     said = []
-    with pytest.raises(ExperimentError, match="lora: method 'lora' cannot be applied.*convolutional network"):
+    with pytest.raises(ExperimentError, match=r"lora: method 'lora' cannot be applied.*convolutional network"):
         compare(
             experiment(tmp_path, {"method": "decoder"}, {"method": "lora"}), output=tmp_path / "out", say=said.append
         )

@@ -27,7 +27,8 @@ class EdgeTam(Sam2):
         Raises:
             ImportError: timm is not installed, or does not work with this torch.
         """
-        _require_timm(config)
+        if _takes_timm(config):
+            _require_timm()
         return super().load_model(source, config, **kwargs)
 
     def model_from_config(self, config: Any) -> nn.Module:
@@ -36,7 +37,8 @@ class EdgeTam(Sam2):
         Raises:
             ImportError: timm is not installed, or does not work with this torch.
         """
-        _require_timm(config)
+        if _takes_timm(config):
+            _require_timm()
         return super().model_from_config(config)
 
     def _features(self, entering: Features) -> Features:
@@ -54,9 +56,12 @@ class EdgeTam(Sam2):
         return []
 
 
-def _require_timm(config: Any) -> None:
-    if config.vision_config.backbone_config.model_type != "timm_wrapper":
-        return
+def _takes_timm(config: Any) -> bool:
+    backbone: str = config.vision_config.backbone_config.model_type
+    return backbone == "timm_wrapper"
+
+
+def _require_timm() -> None:
     try:
         require("timm", "EdgeTAM's image encoder", extra="edgetam")
     except ImportError:
