@@ -31,9 +31,9 @@ class TrainCommand:
         'Options of the method as JSON, for instance \'{"parametrization": "relative"}\'.', "{}"
     )
     expansion: str | None = option(
-        "Train terms along frozen directions beside the coefficients, chosen by one pass over training images: pairs of "
-        "the layers' own bases (a few hundred bytes), gradient directions, or random ones as a control. The share of the "
-        "gradient that the trained numbers see is printed before training.",
+        "Also train terms along frozen directions, chosen by one pass over training images: pairs of the layers' own "
+        "bases (a few hundred bytes), gradient directions, or random ones as a control. The share of the gradient that "
+        "the trained numbers see is printed before training.",
         None,
     )
     expansion_rank: int | None = option("Terms for each layer; not given: 64 pairs, or 4 directions.", None)

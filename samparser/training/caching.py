@@ -86,7 +86,7 @@ def _first_layer(model: nn.Module) -> SVDCoefficientLayer:
         )
     if any(state.wanted or state.expansion for state in layer.states.values()):
         raise ValueError(
-            "cache_projected keeps what comes after the frozen basis of the neck's first layer, and an expansion of this "
-            "layer goes along directions beside it. Leave cache_projected out."
+            "cache_projected keeps what comes after the frozen basis of the neck's first layer, but directions of an "
+            "expansion are chosen by what comes before. Leave cache_projected out."
         )
     return layer

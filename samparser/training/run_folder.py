@@ -69,8 +69,8 @@ class RunFolder:
     `settings.json` what was asked, `environment.json` versions and commit, `log.jsonl` one row per logged step or
     evaluation, `checkpoints/` for resuming, `adapter/` the result, `scores.json` and `scores.csv` the final
     evaluation, `scores_before.csv` the same of the model before its first step, `scores_also_before.csv` and
-    `scores_also.csv` both on another set and `forgetting.json` what was lost there, `expansion.json` which directions an
-    expansion got and what they see of the gradient, `figures/` PNGs, `finished.json` the number of steps and the run
+    `scores_also.csv` both on another set and `forgetting.json` what was lost there, `expansion.json` the directions of
+    an expansion and what they see of the gradient, `figures/` PNGs, `finished.json` the number of steps and the run
     times, written last. While a run goes, `.lock` says which process writes.
     """
 
