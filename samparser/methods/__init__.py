@@ -15,7 +15,7 @@ from . import frozen_and_full, lora, adapter, coefficients, expanded  # noqa: F4
 from .description import Description, describe
 from .loading import load_model, load_trained
 from .merging import merged
-from .registry import METHODS, Method, build, method, trained_too
+from .registry import METHODS, Method, build, method
 from .saving import save_trained
 
 __all__ = [
@@ -29,5 +29,4 @@ __all__ = [
     "merged",
     "method",
     "save_trained",
-    "trained_too",
 ]

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from peft import PeftModel
@@ -24,7 +23,7 @@ from torch import nn
 
 from samparser._words import did_you_mean
 from samparser.sam.changes import mark_tuned
-from samparser.tuner import placeholder_terms
+from samparser.tuner import awaited_terms, placeholder_terms
 
 from .restoring import unchanged_on_error
 
@@ -77,7 +76,8 @@ class AppliedMethod:
     Attributes:
         name: Name of the method.
         options: Its options, all of them.
-        trained: Names of the tensors that differ from the base model: parameters that train, buffers that the
+        trained: Names of the tensors that differ from the base model: parameters that train, also those of terms that
+            an expansion has yet to get, buffers that the
             method added, and the running statistics of batch norms that train.
     """
 
@@ -161,6 +161,7 @@ def build(name: str, model: nn.Module, **options: Any) -> nn.Module:
     trained += [
         key for key, _ in tuned.named_buffers() if key in persistent and (key not in base_buffers or key in changing)
     ]
+    trained += [f"base_model.model.{layer}.svd_coefficient_c.default" for layer in awaited_terms(tuned)]
     set_applied_method(tuned, AppliedMethod(name, options, tuple(trained)))
     return tuned
 
@@ -190,23 +191,11 @@ def set_applied_method(model: nn.Module, applied: AppliedMethod | None) -> None:
         delattr(model, _ATTRIBUTE)
 
 
-@contextmanager
-def trained_too(model: nn.Module) -> Iterator[None]:
-    """Take what the block adds to a model of a method, parameters or buffers, for trained by the method as well."""
-    before = model.state_dict().keys()
-    yield
-    applied = applied_method(model)
-    if applied is not None:
-        added = (name for name in model.state_dict() if name not in before)
-        set_applied_method(model, replace(applied, trained=(*applied.trained, *added)))
-
-
 def with_placeholders(model: nn.Module) -> nn.Module:
     """Return a model of a method whose expansion has terms along arbitrary directions: to count and time its cost."""
     adapter = getattr(model, "active_adapter", None)
     if isinstance(adapter, str):
-        with trained_too(model):
-            placeholder_terms(model, adapter)
+        placeholder_terms(model, adapter)
     return model
 
 

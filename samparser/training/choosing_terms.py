@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from samparser._files import write_text
 from samparser._untrusted import read_json
-from samparser.methods import trained_too
 from samparser.prompts import PromptedDataset, collate
 from samparser.sam.families import family_of
 from samparser.sam.wrapped import plain_model
@@ -49,7 +48,7 @@ def choose_terms(model: Any, prompted: PromptedDataset, settings: TrainSettings)
         return None
     adapter, batches = model.active_adapter, _Batches(prompted, settings)
     model.to(settings.device)
-    with trained_too(model), family_of(model).single_mask(plain_model(model)):
+    with family_of(model).single_mask(plain_model(model)):
         report = initialize_expansion(
             model,
             batches,

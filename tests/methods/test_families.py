@@ -15,10 +15,10 @@ from samparser.sam import family_of, plain_model
 from samparser.sam.changes import changes_before_neck, frozen_before_neck
 from tests.sam.tiny import TINY, make_tiny
 
-from .conftest import ALL
+from .conftest import ALL, choose_terms, objective
 
 BOXES = {"input_boxes": torch.tensor([[[4.0, 6.0, 40.0, 50.0], [10.0, 10.0, 30.0, 20.0]]] * 2)}
-IN_ATTENTION = ("lora", "lora-qkv", "adapter", "adapter-houlsby", "transformer", "transformer+conv")
+IN_ATTENTION = ("lora", "lora-qkv", "adapter", "adapter-houlsby", "transformer", "transformer+conv", "attention")
 REFUSED = {("edgetam", name) for name in IN_ATTENTION}
 CASES = [(family, name) for family in TINY for name in ALL if (family, name) not in REFUSED]
 TRAINING = [case for case in CASES if case[1] != "zero-shot"]
@@ -44,10 +44,14 @@ def masks(model):
 
 def fresh(model_type, name, **options):
     torch.manual_seed(0)
-    return build(name, make_tiny(model_type), **options)
+    model = build(name, make_tiny(model_type), **options)
+    with family_of(model).single_mask(plain_model(model)):
+        choose_terms(model, {"pixel_values": pixels_for(model), **BOXES})
+    return model
 
 
 def train(model, steps=2):
+    inputs = {"pixel_values": pixels_for(model), **BOXES}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=0.02)
     model.train()
@@ -55,8 +59,7 @@ def train(model, steps=2):
         part.eval()
     for _ in range(steps):
         optimizer.zero_grad()
-        output = model(pixel_values=pixels_for(model), **BOXES, multimask_output=False)
-        (output.pred_masks.square().mean() + output.iou_scores.square().mean()).backward()
+        objective(model, inputs).backward()
         optimizer.step()
     return model.eval()
 
