@@ -11,11 +11,23 @@ from samparser._files import write_text
 from samparser._options import option
 from samparser.data import DataSettings
 from samparser.methods import load_model
+from samparser.sam import ChosenFrame
 from samparser.training import EvalSettings, evaluate
 from samparser.training.environment import versions
 
 from .parser import SettingsParser
-from .shared import BASE, DEVICE, MODEL, first_process, on_device, open_split, output_folder, refuse_less_than_one, say
+from .shared import (
+    BASE,
+    DEVICE,
+    FRAME,
+    MODEL,
+    first_process,
+    on_device,
+    open_split,
+    output_folder,
+    refuse_less_than_one,
+    say,
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +36,7 @@ class EvaluateCommand:
 
     model: str = option(MODEL)
     base: str | None = option(BASE, None)
+    frame: ChosenFrame | None = option(FRAME, None)
     split: str = option("Split to score.", "val")
     output: str | None = option("Folder for scores.json and scores.csv (one row per instance).", None)
     limit_images: int | None = option("Score only so many images.", None)
@@ -47,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     """Score, print the table, and write it where a folder is given."""
     command, data, scoring = parser().parse(arguments)
     folder = output_folder(command.output) if command.output else None
-    model, processor = load_model(command.model, base=command.base)
+    model, processor = load_model(command.model, base=command.base, frame=command.frame)
     dataset = open_split(data, command.split)
     table = evaluate(on_device(model, command.device), processor, dataset, scoring, limit=command.limit_images)
     say(table)

@@ -1,4 +1,4 @@
-"""`samparser merge`: write an adapter and its base as one plain SamModel."""
+"""`samparser merge`: write an adapter and its base as one plain model of transformers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from samparser._files import replacing_folder
 from samparser._options import option
 from samparser.methods import load_model, merged
 from samparser.methods.loading import trained_folder
+from samparser.sam import ChosenFrame
 
 from .parser import SettingsParser
-from .shared import BASE, output_folder
+from .shared import BASE, FRAME, output_folder
 
 
 @dataclass(frozen=True)
 class MergeCommand:
-    """Write an adapter and its base as one plain SamModel that needs no samparser."""
+    """Write an adapter and its base as one plain model of transformers that needs no samparser."""
 
     adapter: str = option("The adapter: its folder (for instance RUN/adapter), or its name on the Hugging Face hub.")
     out: str = option("Folder for the merged checkpoint; a new or an empty one.")
     base: str | None = option(BASE, None)
+    frame: ChosenFrame | None = option(FRAME, None)
 
 
 def parser() -> SettingsParser:
@@ -43,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ValueError(f"{command.adapter} is a whole model already, so there is nothing to merge.")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; choose another folder for the merged model.")
-    model, processor = load_model(command.adapter, base=command.base)
+    model, processor = load_model(command.adapter, base=command.base, frame=command.frame)
     plain: Any = merged(model, in_place=True)
     with replacing_folder(out) as folder:
         plain.save_pretrained(folder)

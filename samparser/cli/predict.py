@@ -10,9 +10,10 @@ from samparser._options import option
 from samparser._words import count
 from samparser.methods import load_model
 from samparser.prediction import predict_files
+from samparser.sam import ChosenFrame
 
 from .parser import SettingsParser
-from .shared import BASE, DEVICE, MODEL, on_device, output_folder, refuse_less_than_one
+from .shared import BASE, DEVICE, FRAME, MODEL, on_device, output_folder, refuse_less_than_one
 
 _NAMED = 5  # images left out are named up to so many
 
@@ -25,6 +26,7 @@ class PredictCommand:
     images: list[str] = option("Image files, or folders of images; hidden files are left out.")
     output: str = option("Folder for masks (label PNG), overlays (PNG) and masks.json (COCO, RLE).")
     base: str | None = option(BASE, None)
+    frame: ChosenFrame | None = option(FRAME, None)
     boxes: str | None = option(
         "JSON file {image file name: [[x0, y0, x1, y1], ...]}, pixels of the original image.", None
     )
@@ -71,7 +73,7 @@ def run(arguments: Sequence[str]) -> int:
     given = [name for name in ("boxes", "points", "grid") if getattr(command, name) is not None]
     if len(given) != 1:
         raise ValueError(f"Give exactly one of --boxes, --points and --grid; given: {', '.join(given) or 'none'}.")
-    model, processor = load_model(command.model, base=command.base)
+    model, processor = load_model(command.model, base=command.base, frame=command.frame)
     written = predict_files(
         on_device(model, command.device),
         processor,

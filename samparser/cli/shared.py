@@ -16,6 +16,11 @@ BASE = (
     "Base model of the adapter: a folder, or a name on the hub, which is fetched. Not given: the one that the adapter "
     "names, if it is on this machine; nothing is fetched because an adapter asks for it."
 )
+FRAME = (
+    "How the model takes images, where no processor beside it says so or that one is not what it was trained with: "
+    "padded, as SAM does; squashed, stretched to a square; medsam, squashed and scaled from the darkest to the "
+    "brightest value. Kept with an adapter, which knows it from then on. Not given: as its processor says."
+)
 DEVICE = "auto: a GPU where there is one; cpu: never a GPU."
 
 # Up to so many images are read once before a run, so that one bad file is left out rather than stops the run later.

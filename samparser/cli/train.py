@@ -13,11 +13,11 @@ from samparser._words import count
 from samparser.data import DataSettings
 from samparser.methods import build, describe, save_trained
 from samparser.prompts import PromptSettings
-from samparser.sam import load_sam
+from samparser.sam import ChosenFrame, load_sam
 from samparser.training import EvalSettings, TrainSettings, train, verdict
 
 from .parser import SettingsParser
-from .shared import open_split, say
+from .shared import FRAME, open_split, say
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class TrainCommand:
     method_options: str = option(
         'Options of the method as JSON, for instance \'{"parametrization": "relative"}\'.', "{}"
     )
+    frame: ChosenFrame | None = option(FRAME, None)
     train_split: str = option("Split to train on.", "train")
     eval_split: str = option("Split to score on; 'none': do not score.", "val")
     resume: bool = option("Go on with the run in --output_dir.", False)
@@ -56,7 +57,7 @@ def run(arguments: Sequence[str]) -> int:
     command, data, prompts, settings, scoring = parser().parse(arguments)
     assert settings.output_dir is not None  # required
     options = _method_options(command.method_options)
-    base, processor = load_sam(command.model)
+    base, processor = load_sam(command.model, frame=command.frame)
     train_set = open_split(data, command.train_split)
     eval_set = None if command.eval_split == "none" else open_split(data, command.eval_split)
     model = build(command.method, base, **options)
@@ -80,6 +81,7 @@ def run(arguments: Sequence[str]) -> int:
             "data": asdict(data),
             "train_split": command.train_split,
             "eval_split": command.eval_split,
+            **({} if command.frame is None else {"frame": command.frame}),
         },
         save=save_trained,
     )

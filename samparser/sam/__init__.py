@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .changes import EncoderChanges, changes_before_neck, is_tuned, mark_tuned
+from .chosen_frame import ChosenFrame, chosen_frame
 from .families import FAMILIES, Family, count_coefficients, family_of, neck_targets, register_family
 from .frame import Frame, Padded, Squashed, frame_of
 from .lean import lean_decoder
@@ -12,6 +13,7 @@ from .wrapped import image_processor, plain_model
 
 __all__ = [
     "FAMILIES",
+    "ChosenFrame",
     "EncoderChanges",
     "Family",
     "Frame",
@@ -20,6 +22,7 @@ __all__ = [
     "SquareProcessor",
     "Squashed",
     "changes_before_neck",
+    "chosen_frame",
     "count_coefficients",
     "default_processor",
     "family_of",
