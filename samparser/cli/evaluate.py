@@ -11,7 +11,7 @@ from samparser._files import write_text
 from samparser._options import option
 from samparser.data import DataSettings
 from samparser.methods import load_model
-from samparser.sam import ChosenFrame
+from samparser.sam.frame_choice import ChosenFrame
 from samparser.training import EvalSettings, evaluate
 from samparser.training.environment import versions
 

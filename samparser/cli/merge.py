@@ -10,7 +10,7 @@ from samparser._files import replacing_folder
 from samparser._options import option
 from samparser.methods import load_model, merged
 from samparser.methods.loading import trained_folder
-from samparser.sam import ChosenFrame
+from samparser.sam.frame_choice import ChosenFrame
 
 from .parser import SettingsParser
 from .shared import BASE, FRAME, output_folder

@@ -10,7 +10,7 @@ from samparser._options import option
 from samparser._words import count
 from samparser.methods import load_model
 from samparser.prediction import predict_files
-from samparser.sam import ChosenFrame
+from samparser.sam.frame_choice import ChosenFrame
 
 from .parser import SettingsParser
 from .shared import BASE, DEVICE, FRAME, MODEL, on_device, output_folder, refuse_less_than_one

@@ -13,7 +13,8 @@ from samparser._words import count
 from samparser.data import DataSettings
 from samparser.methods import build, describe, save_trained
 from samparser.prompts import PromptSettings
-from samparser.sam import ChosenFrame, load_sam
+from samparser.sam import load_sam
+from samparser.sam.frame_choice import ChosenFrame
 from samparser.training import EvalSettings, TrainSettings, train, verdict
 
 from .parser import SettingsParser

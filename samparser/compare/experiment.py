@@ -9,7 +9,7 @@ from typing import Any
 
 from samparser.data import DataSettings
 from samparser.prompts import PromptSettings
-from samparser.sam import ChosenFrame
+from samparser.sam.frame_choice import ChosenFrame
 from samparser.training import EvalSettings, TrainSettings
 
 from .strict import check_fields, said_where

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from samparser.sam import ChosenFrame, load_sam
+from samparser.sam import load_sam
+from samparser.sam.frame_choice import ChosenFrame
 from samparser.sam.gated import no_access
 
 from .base_check import check_base as check_base_weights

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from samparser._files import filling_folder
-from samparser.sam.chosen_frame import chosen_frame
+from samparser.sam.frame_choice import chosen_frame
 from samparser.sam.wrapped import plain_model
 from samparser.tuner import SVDCoefficientConfig
 

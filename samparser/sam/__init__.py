@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from .changes import EncoderChanges, changes_before_neck, is_tuned, mark_tuned
-from .chosen_frame import ChosenFrame, chosen_frame
 from .families import FAMILIES, Family, count_coefficients, family_of, neck_targets, register_family
 from .frame import Frame, Padded, Squashed, frame_of
+from .frame_choice import chosen_frame
 from .lean import lean_decoder
 from .loading import default_processor, load_sam
 from .square_processor import SquareImageProcessor, SquareProcessor
@@ -13,7 +13,6 @@ from .wrapped import image_processor, plain_model
 
 __all__ = [
     "FAMILIES",
-    "ChosenFrame",
     "EncoderChanges",
     "Family",
     "Frame",

@@ -13,10 +13,10 @@ from torch import nn
 from samparser._untrusted import read_json, shown
 from samparser._words import shortened
 
-from .chosen_frame import CHOICES, ChosenFrame, choose_frame
 from .families.base import IncompleteCheckpointError
 from .families.registry import FAMILIES, family_of, known_families, no_family, tuner_only
 from .frame import Padded, frame_of
+from .frame_choice import CHOICES, ChosenFrame, choose_frame
 from .gated import no_access
 from .wrapped import image_processor
 

@@ -22,8 +22,8 @@ from samparser.sam import (
     image_processor,
     load_sam,
 )
-from samparser.sam.chosen_frame import choose_frame
 from samparser.sam.families.sam import Sam
+from samparser.sam.frame_choice import choose_frame
 from tests.sam.tiny import TINY, make_tiny
 
 IMAGE = np.random.default_rng(0).integers(30, 200, (30, 50, 3), dtype=np.uint8)
