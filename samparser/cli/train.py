@@ -16,6 +16,7 @@ from samparser.prompts import PromptSettings
 from samparser.sam import load_sam
 from samparser.sam.frame_choice import ChosenFrame
 from samparser.training import EvalSettings, TrainSettings, train, verdict
+from samparser.tuner import coefficient_parameters
 
 from .parser import SettingsParser
 from .shared import FRAME, open_split, say
@@ -64,6 +65,12 @@ def run(arguments: Sequence[str]) -> int:
     model = build(command.method, base, **options)
     total = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     say(f"{describe(model)}; the other {total:,} parameters are frozen")
+    if coefficients := {name: part for name, part in coefficient_parameters(model) if part.requires_grad}:
+        trained, layers = (
+            sum(part.numel() for part in coefficients.values()),
+            {n.rsplit(".", 2)[0] for n in coefficients},
+        )
+        say(f"{count(trained, 'coefficient')} trained, the singular values of {count(len(layers), 'layer')}")
     say(f"{settings.described()} (all settings: {Path(settings.output_dir) / 'settings.json'})")
     result = train(
         model,
