@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import textwrap
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
@@ -50,7 +51,15 @@ def scores_before(folder: RunFolder) -> ScoreTable | None:
     Raises:
         RunFolderError: A file of it is damaged.
     """
-    path = folder.scores_before
+    return read_scores(folder.scores_before)
+
+
+def read_scores(path: Path) -> ScoreTable | None:
+    """Return a table of scores before tuning, or None where there is none.
+
+    Raises:
+        RunFolderError: A file of it is damaged.
+    """
     if not path.is_file():
         return None
     try:
