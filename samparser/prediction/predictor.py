@@ -90,7 +90,7 @@ class SamPredictor:
             ValueError: Prompts are missing, malformed, outside the image or in another frame; or there is no image.
         """
         prompts, number = self._prompts(boxes, points, labels, batch)
-        logits, resizer = torch.empty((number, *self._size)), MaskResizer(self._frame, self._size)
+        logits, resizer = torch.empty((number, *self._size)), self.resizer
         for mask, plane in zip(logits, self._decode(prompts, number, batch), strict=True):
             for _, y, piece in resizer.pieces(plane):
                 mask[y : y + len(piece)] = piece
@@ -107,10 +107,30 @@ class SamPredictor:
         return self._masks(prompts, number, threshold, batch)
 
     def _masks(self, prompts: dict[str, Tensor], number: int, threshold: float, batch: int) -> Iterator[CroppedMask]:
-        resizer = MaskResizer(self._frame, self._size)
+        resizer = self.resizer
         for plane in self._decode(prompts, number, batch):
             x, y, mask = resizer.mask(plane, threshold)
             yield CroppedMask.of(mask, (x, y), self._size)
+
+    @property
+    def resizer(self) -> MaskResizer:
+        """The way from the logits of `candidates` to the image's own size."""
+        return MaskResizer(self._frame, self._size)
+
+    def candidates(self, points: np.ndarray, *, batch: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield three masks for each single point on an object, as the mask decoder gives them, in batches.
+
+        Args:
+            points: (N, 2), (x, y) in pixels of the original image.
+            batch: Points decoded at a time.
+
+        Returns:
+            For n points logits (3 n, h, w) on the model's device, point by point, and the IoU that the model expects of
+            each, float32 (3 n,) on the CPU.
+        """
+        prompts, number = self._prompts(None, points[:, None], None, batch)
+        for logits, expected in self._decoded(prompts, number, batch, multimask=True):
+            yield logits.flatten(0, 1), expected.flatten().float().cpu()
 
     @overload
     def predict(
@@ -214,15 +234,22 @@ class SamPredictor:
 
     def _decode(self, prompts: dict[str, Tensor], number: int, batch: int) -> Iterator[Tensor]:
         """Yield logits (h, w) at the size of the resized image for one prompt after another, decoded in batches."""
+        resizer = self.resizer
+        for batched, _ in self._decoded(prompts, number, batch, multimask=False):
+            for logits in batched:
+                yield resizer.to_input(logits)[0]
+
+    def _decoded(
+        self, prompts: dict[str, Tensor], number: int, batch: int, *, multimask: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield logits (n, M, h, w) and expected IoUs (n, M) of n prompts at a time, M = 3 or 1 masks for each."""
         assert self._encoder is not None
-        resizer = MaskResizer(self._frame, self._size)
         for start in range(0, number, batch):
             chunk = {name: tensor[:, start : start + batch] for name, tensor in prompts.items()}
             # Not around the yield: the caller's own mode and gradients are its own.
             with evaluating(self._model), self._masks_as_tuned():
-                masks, _ = self._family.decode(self._sam, self._encoder.embed(), chunk)
-            for logits in masks[0]:
-                yield resizer.to_input(logits)[0]
+                masks, expected = self._family.decode(self._sam, self._encoder.embed(), chunk, multimask)
+            yield masks[0], expected[0]
 
     def _masks_as_tuned(self) -> AbstractContextManager[None]:
         tuned = is_tuned(self._model) if self._tuned is None else self._tuned

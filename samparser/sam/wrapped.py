@@ -14,22 +14,6 @@ def plain_model(model: nn.Module) -> nn.Module:
     return inner() if callable(inner) else model
 
 
-def plain_sam(model: nn.Module, purpose: str) -> Any:
-    """Return the SamModel inside a wrapper.
-
-    Args:
-        model: SamModel, or a PeftModel around one.
-        purpose: What needs it, as the start of the message: "Prediction".
-
-    Raises:
-        TypeError: The model is another one.
-    """
-    sam = plain_model(model)
-    if getattr(getattr(sam, "config", None), "model_type", None) != "sam":
-        raise TypeError(f"{purpose} needs a SamModel, or a PeftModel around one; got a {type(sam).__name__}.")
-    return sam
-
-
 def image_processor(processor: Any) -> Any:
     """Return the image processor inside a SamProcessor; an image processor as it is."""
     return getattr(processor, "image_processor", processor)

@@ -15,7 +15,7 @@ from samparser.cli import main
 from samparser.data import read_image
 from samparser.methods import load_model
 from samparser.prediction import generate_masks
-from samparser.prediction.mask_generation import non_maximum_suppression
+from samparser.prediction.suppression import non_maximum_suppression
 
 
 def run(capsys, *arguments):

@@ -1,21 +1,19 @@
-"""Masks from a grid of points: transformers' pipeline with our removal of duplicates."""
+"""Masks from a grid of points, against transformers' pipeline."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from pycocotools.mask import decode, frPyObjects
 from transformers import MaskGenerationPipeline
 from transformers.utils import is_torchvision_available
 
-from samparser.prediction import generate_masks
-from samparser.prediction.mask_generation import non_maximum_suppression
-from samparser.sam import load_sam, neck_targets
+from samparser.prediction import generate_masks, mask_generation
+from samparser.sam import default_processor, family_of, frame_of, load_sam, neck_targets
 from tests.conftest import make_tiny_sam
+from tests.sam.tiny import TINY, make_tiny
 
 LENIENT = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
 
@@ -23,34 +21,6 @@ LENIENT = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
 @pytest.fixture
 def image():
     return np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-
-
-def suppressed_by_a_double_loop(boxes, scores, threshold):
-    kept = []
-    for index in sorted(range(len(boxes)), key=lambda i: (-scores[i], i)):
-        x0, y0, x1, y1 = boxes[index]
-        for other in kept:
-            u0, v0, u1, v1 = boxes[other]
-            common = max(0, min(x1, u1) - max(x0, u0)) * max(0, min(y1, v1) - max(y0, v0))
-            union = (x1 - x0) * (y1 - y0) + (u1 - u0) * (v1 - v0) - common
-            if common > threshold * union:
-                break
-        else:
-            kept.append(index)
-    return kept
-
-
-box = st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(1, 9), st.integers(1, 9)).map(
-    lambda t: (t[0], t[1], t[0] + t[2], t[1] + t[3])
-)
-
-
-@settings(max_examples=60)
-@given(st.lists(st.tuples(box, st.integers(0, 5)), min_size=1, max_size=20), st.sampled_from([0.3, 0.5, 0.7]))
-def test_suppression_equals_a_double_loop(items, threshold):
-    boxes, scores = [item[0] for item in items], [item[1] for item in items]
-    kept = non_maximum_suppression(torch.tensor(boxes).float(), torch.tensor(scores).float(), threshold)
-    assert kept.tolist() == suppressed_by_a_double_loop(boxes, scores, threshold)
 
 
 def test_masks_have_original_size_and_come_best_first(tiny_sam, tiny_processor, image):
@@ -62,19 +32,24 @@ def test_masks_have_original_size_and_come_best_first(tiny_sam, tiny_processor, 
     assert 0.01 < found.masks.mean() < 0.99
 
 
-def test_masks_are_those_of_transformers_own_pipeline_before_its_last_step(tiny_sam, tiny_processor, image):
+# A third of a side is no number of float32, in which prompts are; transformers' processor for Pillow keeps float64.
+@pytest.mark.parametrize(("side", "rounding"), [(4, 0), (3, 1e-6)])
+def test_masks_are_those_of_transformers_own_pipeline_before_its_last_step(
+    tiny_sam, tiny_processor, image, side, rounding
+):
     """A merged model is a plain SamModel: what runs here is what its users run."""
     from PIL import Image
 
     merged = get_peft_model(tiny_sam, LoraConfig(target_modules=neck_targets(tiny_sam), init_lora_weights=False))
     merged = merged.merge_and_unload()
     pipeline = MaskGenerationPipeline(model=merged, image_processor=tiny_processor.image_processor)
-    steps = pipeline.preprocess(Image.fromarray(image), points_per_crop=3, points_per_batch=4)
+    steps = pipeline.preprocess(Image.fromarray(image), points_per_crop=side, points_per_batch=4)
     parts = [pipeline.forward(part, **LENIENT) for part in steps]
     scores = torch.cat([part["iou_scores"] for part in parts])
-    found = generate_masks(merged, tiny_processor, image, points_per_side=3, batch=4, nms_thresh=1.0, **LENIENT)
+    found = generate_masks(merged, tiny_processor, image, points_per_side=side, batch=4, nms_thresh=1.0, **LENIENT)
     order = scores.argsort(descending=True, stable=True)
-    assert np.array_equal(found.scores, scores[order].numpy())
+    assert len(found.scores) == 3 * side**2
+    assert np.abs(found.scores - scores[order].numpy()).max() <= rounding
     encodings = [encoding for part in parts for encoding in part["masks"]]
     for index, mask in zip(order.tolist(), found.masks, strict=True):
         assert np.array_equal(mask, decode(frPyObjects(encodings[index], *image.shape[:2])).astype(bool))
@@ -88,6 +63,27 @@ def test_masks_equal_those_of_the_whole_pipeline(tiny_sam, tiny_processor, image
     expected = pipeline(Image.fromarray(image), points_per_crop=4, **LENIENT)
     found = generate_masks(tiny_sam, tiny_processor, image, points_per_side=4, **LENIENT)
     assert np.array_equal(found.masks, np.stack(expected["masks"]))
+
+
+@pytest.mark.parametrize("model_type", TINY)
+def test_every_family_gives_three_masks_for_each_point(model_type, image):
+    """The reference is the plain model with all points at once, its logits brought to the image as its frame says."""
+    model = make_tiny(model_type)
+    processor = default_processor(model)
+    frame, size = frame_of(processor), image.shape[:2]
+    pixels = processor.image_processor(image, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+    points = np.array([[x, y] for y in (10, 30) for x in (15, 45)])
+    prompts = {"input_points": torch.from_numpy(frame.to_input(points, size))[None, :, None]}
+    prompts["input_labels"] = torch.ones(1, 4, 1, dtype=torch.long)
+    with torch.no_grad(), family_of(model).single_mask(model):
+        output = model(pixel_values=pixels, multimask_output=True, **prompts)
+    scores = output.iou_scores.flatten()
+    masks = frame.to_original(output.pred_masks[0].flatten(0, 1), size) > 0
+    found = generate_masks(model, processor, image, points_per_side=2, batch=3, nms_thresh=1.0, **LENIENT)
+    order = scores.argsort(descending=True, stable=True)
+    assert found.masks.shape == (12, *size)
+    assert np.allclose(found.scores, scores[order].numpy(), atol=1e-6)
+    assert (found.masks != masks[order].numpy()).mean() < 1e-3
 
 
 def test_an_adapted_model_gives_the_masks_of_the_merged_one(tiny_processor, image):
@@ -153,6 +149,49 @@ def test_grids_of_crops_are_put_where_the_crops_are(tiny_sam, tiny_processor, im
         assert np.array_equal(mask, decode(frPyObjects(encodings[index], *image.shape[:2])).astype(bool))
 
 
+class Thresholder:
+    """A predictor that finds what is bright in the image that it is shown, twice and a little less sure each time."""
+
+    shown: list
+
+    def __init__(self, model, processor):
+        self.resizer = self
+
+    def set_image(self, image):
+        self.shown.append(image.shape[:2])
+        self.logits = torch.from_numpy(image[..., 0]).float() - 100
+
+    def candidates(self, points, *, batch):
+        for start in range(0, len(points), batch):
+            part = points[start : start + batch]
+            assert (part > 0).all()
+            assert (part < self.logits.shape[::-1]).all()
+            yield self.logits.expand(2 * len(part), -1, -1), torch.tensor([0.9, 0.8]).repeat(len(part))
+
+    def to_input(self, logits):
+        return logits
+
+    def pieces(self, plane, above=None):
+        yield 0, 0, plane
+
+
+def test_masks_of_crops_lie_where_they_are_in_the_image(monkeypatch):
+    """One of the four crops holds the bright spot, far from its edges; another sees it cut off, two have nothing."""
+    monkeypatch.setattr(mask_generation, "SamPredictor", Thresholder)
+    monkeypatch.setattr(Thresholder, "shown", [], raising=False)
+    picture = np.zeros((200, 300, 3), dtype=np.uint8)
+    picture[130:150, 210:260] = 255
+    options = {"points_per_side": 2, "nms_thresh": 1.0, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5}
+    alone = generate_masks(None, None, picture, **options)
+    assert alone.masks.shape == (8, 200, 300)
+    found = generate_masks(None, None, picture, batch=3, crops=1, **options)
+    assert found.masks.shape == (16, 200, 300)
+    assert (found.masks == (picture[..., 0] > 0)).all()
+    assert found.scores.tolist() == pytest.approx(8 * [0.9] + 8 * [0.8])
+    assert len(generate_masks(None, None, picture, points_per_side=2, crops=1).masks) == 1
+    assert Thresholder.shown[1:6] == [(200, 300), (134, 184), (134, 184), (134, 184), (134, 184)]
+
+
 def test_when_nothing_passes_the_thresholds_there_is_no_mask(tiny_sam, tiny_processor, image):
     found = generate_masks(tiny_sam, tiny_processor, image, points_per_side=2, pred_iou_thresh=1e9)
     assert found.masks.shape == (0, 40, 60)
@@ -164,5 +203,7 @@ def test_wrong_arguments_are_refused(tiny_sam, tiny_processor, image):
         generate_masks(torch.nn.Linear(1, 1), tiny_processor, image)
     with pytest.raises(ValueError, match=r"must be 1 or more; got 0 and 16"):
         generate_masks(tiny_sam, tiny_processor, image, points_per_side=0)
+    with pytest.raises(ValueError, match=r"crops must be 0 or more layers; got -1"):
+        generate_masks(tiny_sam, tiny_processor, image, crops=-1)
     with pytest.raises(ValueError, match=r"got float64"):
         generate_masks(tiny_sam, tiny_processor, image / 255)
