@@ -68,6 +68,6 @@ def reinitialise(model: nn.Module) -> nn.Module:
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:
                 nn.init.normal_(parameter, std=max(1, parameter[0].numel()) ** -0.5)
-            elif not ("norm" in name and name.endswith("weight")):
+            elif name.endswith("bias"):  # the others are the weights of norms
                 parameter.zero_()
     return model
