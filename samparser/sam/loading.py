@@ -46,7 +46,8 @@ def load_sam(
             checkpoint, or a processor for another input size; or there is no processor, no `frame`, and more than one
             way in which the model may have been trained.
         OSError: The hub could not be reached or gives no access, or files are missing or damaged.
-        ImportError: The model needs a package that is not installed: EdgeTAM needs timm.
+        ImportError: The model needs a package that is not installed, or a newer transformers: EdgeTAM
+                needs timm and transformers 5.20.
     """
     from transformers import AutoConfig
 
@@ -59,9 +60,10 @@ def load_sam(
     try:
         if local:
             _check_json(folder)
+            _check_release(folder)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except ImportError as error:  # EdgeTAM's config asks for timm
-        raise ImportError(f"{source} needs a package that is not installed: {' '.join(str(error).split())}") from error
+    except ImportError as error:  # EdgeTAM's config asks for timm, its family for a newer transformers
+        raise ImportError(f"{source} needs a package that is not here: {' '.join(str(error).split())}") from error
     except Exception as error:  # what a file holds in the place of a number or a list ends anywhere in transformers
         raise _load_error(source, local, error) from error
     family = FAMILIES.get(config.model_type)
@@ -73,6 +75,7 @@ def load_sam(
             f"{', '.join(map(repr, FAMILIES))}, for example facebook/sam-vit-base).{advice}"
         )
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    family.check_release()
     try:
         model = family.load_model(source, config, **options)
     except (IncompleteCheckpointError, ImportError):
@@ -114,6 +117,13 @@ def _check_json(folder: Path) -> None:
     for path in (folder / name for name in ("config.json", *_PROCESSOR_FILES)):
         if path.is_file() and not isinstance(content := read_json(path), dict):
             raise ValueError(f"{path} holds {shown(content)} and no fields.")
+
+
+def _check_release(folder: Path) -> None:
+    """Refuse a family that the installed transformers is too old for, which it would say in ways of its own."""
+    family = FAMILIES.get(str(read_json(folder / "config.json").get("model_type")))
+    if family is not None:
+        family.check_release()
 
 
 def _load_error(source: str, local: bool, error: Exception) -> OSError:
