@@ -15,10 +15,12 @@ from samparser.methods import METHODS, build, describe, save_trained
 from samparser.methods.registry import get_method
 from samparser.prompts import PromptSettings
 from samparser.sam import load_sam
+from samparser.sam.frame_choice import ChosenFrame
 from samparser.training import AlsoSettings, EvalSettings, TrainSettings, train, verdict
+from samparser.tuner import coefficient_parameters
 
 from .parser import SettingsParser
-from .shared import open_split, say
+from .shared import FRAME, open_split, say
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class TrainCommand:
     method_options: str = option(
         'Options of the method as JSON, for instance \'{"parametrization": "relative"}\'.', "{}"
     )
+<<<<<<< HEAD
     expansion: str | None = option(
         "Also train terms along frozen directions, chosen by one pass over training images: pairs of the layers' own "
         "bases (a few hundred bytes), gradient directions, or random ones as a control. The share of the gradient that "
@@ -37,6 +40,9 @@ class TrainCommand:
         None,
     )
     expansion_rank: int | None = option("Terms for each layer; not given: 64 pairs, or 4 directions.", None)
+=======
+    frame: ChosenFrame | None = option(FRAME, None)
+>>>>>>> main
     train_split: str = option("Split to train on.", "train")
     eval_split: str = option("Split to score on; 'none': do not score.", "val")
     resume: bool = option("Go on with the run in --output_dir.", False)
@@ -64,8 +70,13 @@ def run(arguments: Sequence[str]) -> int:
     """Train, score, and say where everything is."""
     command, data, prompts, settings, scoring, other = parser().parse(arguments)
     assert settings.output_dir is not None  # required
+<<<<<<< HEAD
     options = _method_options(command)
     base, processor = load_sam(command.model)
+=======
+    options = _method_options(command.method_options)
+    base, processor = load_sam(command.model, frame=command.frame)
+>>>>>>> main
     train_set = open_split(data, command.train_split)
     eval_set = None if command.eval_split == "none" else open_split(data, command.eval_split)
     other_data = other.data_settings()
@@ -73,6 +84,12 @@ def run(arguments: Sequence[str]) -> int:
     model = build(command.method, base, **options)
     total = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     say(f"{describe(model)}; the other {total:,} parameters are frozen")
+    if coefficients := {name: part for name, part in coefficient_parameters(model) if part.requires_grad}:
+        trained, layers = (
+            sum(part.numel() for part in coefficients.values()),
+            {n.rsplit(".", 2)[0] for n in coefficients},
+        )
+        say(f"{count(trained, 'coefficient')} trained, the singular values of {count(len(layers), 'layer')}")
     say(f"{settings.described()} (all settings: {Path(settings.output_dir) / 'settings.json'})")
     result = train(
         model,
@@ -92,6 +109,7 @@ def run(arguments: Sequence[str]) -> int:
             "data": asdict(data),
             "train_split": command.train_split,
             "eval_split": command.eval_split,
+            **({} if command.frame is None else {"frame": command.frame}),
             **({} if also is None else {"also": asdict(other)}),
         },
         save=save_trained,
