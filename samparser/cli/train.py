@@ -32,7 +32,6 @@ class TrainCommand:
     method_options: str = option(
         'Options of the method as JSON, for instance \'{"parametrization": "relative"}\'.', "{}"
     )
-<<<<<<< HEAD
     expansion: str | None = option(
         "Also train terms along frozen directions, chosen by one pass over training images: pairs of the layers' own "
         "bases (a few hundred bytes), gradient directions, or random ones as a control. The share of the gradient that "
@@ -40,9 +39,7 @@ class TrainCommand:
         None,
     )
     expansion_rank: int | None = option("Terms for each layer; not given: 64 pairs, or 4 directions.", None)
-=======
     frame: ChosenFrame | None = option(FRAME, None)
->>>>>>> main
     train_split: str = option("Split to train on.", "train")
     eval_split: str = option("Split to score on; 'none': do not score.", "val")
     resume: bool = option("Go on with the run in --output_dir.", False)
@@ -70,13 +67,8 @@ def run(arguments: Sequence[str]) -> int:
     """Train, score, and say where everything is."""
     command, data, prompts, settings, scoring, other = parser().parse(arguments)
     assert settings.output_dir is not None  # required
-<<<<<<< HEAD
     options = _method_options(command)
-    base, processor = load_sam(command.model)
-=======
-    options = _method_options(command.method_options)
     base, processor = load_sam(command.model, frame=command.frame)
->>>>>>> main
     train_set = open_split(data, command.train_split)
     eval_set = None if command.eval_split == "none" else open_split(data, command.eval_split)
     other_data = other.data_settings()
