@@ -100,7 +100,7 @@ def initialize_expansion(
         adapter_name: The adapter.
         max_batches: Most batches to take of `batches`, and of `held_out`.
         by: Choose pairs by the "size" of the mean gradient along them, or by the "signal" that two halves of the
-            choosing batches agree on, every other one of them: fewer pairs that noise made large, where batches are few.
+            choosing batches agree on, every other one of them: fewer pairs that noise made large, where those are few.
         more: Choose further terms for an adapter that has some, by the gradient that is left; theirs stay as trained.
             Make the optimizer anew afterwards.
         seed: Draws random directions, for `expansion="random"`.
