@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from samparser._files import write_text
+from samparser._lock import LOCK, FolderLocked, locked
 from samparser._untrusted import read_json
 from samparser.drawing.plots import read_log
 
 from .checkpoints import last_whole
 from .environment import git_state, versions
-from .lock import LOCK, FolderLocked, locked
 
 # Stands in settings.json, so that no other settings.json is taken for that of a run.
 _WRITTEN_BY = {"written_by": "samparser train"}
@@ -127,10 +127,8 @@ class RunFolder:
         try:
             with locked(self.path):
                 yield
-        except FolderLocked as holder:
-            raise RunFolderError(
-                f"{self.path} is being written by {holder}. Wait for it or stop it, or choose another output folder."
-            ) from holder
+        except FolderLocked as error:
+            raise RunFolderError(str(error)) from error
 
     def open(
         self,

@@ -1,16 +1,106 @@
-"""What goes wrong quietly in training: coefficients that get no gradient, frozen layers that change all the same."""
+"""For a training loop: coefficients as parameters and as spectra, and warnings of what goes wrong quietly."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft.utils import AuxiliaryTrainingWrapper
-from torch import nn
+from torch import Tensor, nn
 
+from .adapter_layer import COEFFICIENTS
 from .layer import SVDCoefficientLayer
+
+
+def coefficient_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the names and parameters of all coefficients in a model, of every adapter, trained or frozen.
+
+    Coefficients want a learning rate of their own, about a thousand times that of weights:
+
+    Example:
+        >>> import torch
+        >>> from peft import get_peft_model
+        >>> from samparser import SVDCoefficientConfig
+        >>> from samparser.tuner import coefficient_parameters
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2))
+        >>> model = get_peft_model(net, SVDCoefficientConfig(target_modules=["0"], modules_to_save=["1"]))
+        >>> chosen = dict(coefficient_parameters(model))
+        >>> sorted(chosen)
+        ['base_model.model.0.svd_coefficient_p.default']
+        >>> others = [p for name, p in model.named_parameters() if p.requires_grad and name not in chosen]
+        >>> groups = [{"params": list(chosen.values()), "lr": 1e-2}, {"params": others, "lr": 1e-4}]
+        >>> optimizer = torch.optim.Adam(groups)
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, SVDCoefficientLayer):
+            for kind in COEFFICIENTS:
+                for adapter, parameter in getattr(module, kind).items():
+                    yield ".".join(part for part in (name, kind, adapter) if part), parameter
+
+
+@torch.no_grad()
+def coefficients(model: nn.Module, adapter_name: str = "default") -> dict[str, tuple[Tensor, Tensor]]:
+    """Read the spectra of an adapter: for each adapted layer the coefficients before and after, (p0, p), each (rank,).
+
+    p0 are the singular values of the base weight and p those that the adapter puts in their place, at scaling 1 and
+    however they are parametrised. Copies, in float32 or wider.
+
+    Raises:
+        ValueError: No layer of the model has an adapter of that name.
+    """
+    found = {name: layer.spectrum(adapter_name) for name, layer in _layers_with(model, adapter_name).items()}
+    return {name: (p0.clone(), p.clone()) for name, (p0, p) in found.items()}
+
+
+def _layers_with(model: nn.Module, adapter_name: str) -> dict[str, SVDCoefficientLayer]:
+    layers = {module.layer_name: module for module in model.modules() if isinstance(module, SVDCoefficientLayer)}
+    found = {name: layer for name, layer in layers.items() if adapter_name in layer.states}
+    if not found:
+        known = sorted({name for layer in layers.values() for name in layer.states})
+        raise ValueError(f"The model has no SVD coefficient adapter {adapter_name!r}; it has {known or 'none'}.")
+    return found
+
+
+class Terms(NamedTuple):
+    """The terms of an expansion in one layer: the change of the weight is `(left * change) @ right`, (out, fan_in).
+
+    Args:
+        change: (n,), the numbers c of the terms times their unit s.
+        left: (out, n), the directions a.
+        right: (n, fan_in), the directions b.
+        pairs: (m, 2), the indices (i, j) of the first m terms, which pair the bases `u_i v_j^T` of the weight; the
+            others have directions of their own.
+        share: The shares of the gradient's signal that `initialize_expansion` measured, of the "coefficients" and of
+            "all" numbers; None where nobody measured, as in a sum of adapters.
+    """
+
+    change: Tensor
+    left: Tensor
+    right: Tensor
+    pairs: Tensor
+    share: dict[str, float | None] | None
+
+
+@torch.no_grad()
+def expansion_terms(model: nn.Module, adapter_name: str = "default") -> dict[str, Terms]:
+    """Read the terms of an adapter's expansion, for each layer that has some; at scaling 1, copies.
+
+    Raises:
+        ValueError: No layer of the model has an adapter of that name.
+    """
+    found = {}
+    for name, layer in _layers_with(model, adapter_name).items():
+        expansion = layer.states[adapter_name].expansion
+        if expansion is not None and expansion.count:
+            left, change, right = layer.terms_of_expansion(adapter_name)
+            pairs = torch.stack([expansion.rows, expansion.columns], 1)
+            found[name] = Terms(change.clone(), left.clone(), right.clone(), pairs, expansion.share)
+    return found
+
+
+# Coefficients that get no gradient, frozen layers that change all the same
 
 
 @torch.no_grad()
@@ -100,10 +190,10 @@ def warn_of_running_statistics(model: nn.Module) -> None:
 def _drifting(module: nn.Module, name: str = "") -> Iterator[str]:
     if isinstance(module, AuxiliaryTrainingWrapper):  # Trained in full, and saved with the adapter.
         return
-    keeps_statistics = getattr(module, "track_running_stats", False) and module._buffers.get("running_mean") is not None
+    statistics = getattr(module, "running_mean", None) if getattr(module, "track_running_stats", False) else None
     frozen = not any(parameter.requires_grad for parameter in module.parameters())
     # Where momentum is None the statistics are means over all passes.
-    if keeps_statistics and module.training and frozen and getattr(module, "momentum", None) != 0:
+    if statistics is not None and module.training and frozen and getattr(module, "momentum", None) != 0:
         yield name
     for child, below in module.named_children():
         yield from _drifting(below, f"{name}.{child}" if name else child)
