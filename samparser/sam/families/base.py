@@ -203,6 +203,13 @@ class Family(ABC):
         """Make what `single_mask` does a model's own setting, in its config too, and return whether that changed it."""
         return False
 
+    def replaces_unstable(self, model: nn.Module) -> bool:
+        """Return whether the model, as it is now, puts masks of other heads in the place of unstable ones in eval mode.
+
+        False inside `single_mask`, and for what `keep_single_mask` has been at.
+        """
+        return False
+
     @abstractmethod
     def upstream(self, model: nn.Module) -> dict[str, nn.Module | nn.Parameter]:
         """Return the parts before the neck by full name: all that decides `encode`, besides the image."""
