@@ -162,6 +162,13 @@ def lora_neck(model: nn.Module, rank: int = 1, alpha: float | None = None, decod
     `alpha` and `decoder` as for `lora`.
     """
     alpha = _check_rank(rank, alpha)
+    try:
+        model.get_input_embeddings()  # type: ignore[operator]
+    except NotImplementedError:
+        raise TypeError(
+            f"Method 'lora-neck' cannot be applied: PEFT's LoRA asks for a model's input embeddings, and this "
+            f"{type(model).__name__} names none. 'samparser' and 'samparser-coefficients' train its neck."
+        ) from None
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,

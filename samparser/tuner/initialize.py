@@ -272,7 +272,10 @@ def awaited_terms(model: nn.Module, adapter_name: str = "default") -> dict[str, 
         if isinstance(layer, SVDCoefficientLayer) and adapter_name in layer.states:
             state = layer.states[adapter_name]
             if state.awaits and state.wanted is not None:
-                usual = min(DEFAULT_COUNT[state.wanted.kind], layer.bases.rank)
+                rank = layer.bases.rank
+                usual = min(
+                    DEFAULT_COUNT[state.wanted.kind], rank * (rank - 1) if state.wanted.kind == "pairs" else rank
+                )
                 waiting[layer.layer_name] = usual if state.wanted.count is None else state.wanted.count
     return waiting
 
@@ -297,8 +300,8 @@ def placeholder_terms(model: nn.Module, adapter_name: str = "default") -> None:
         wanted, count = layer.states[adapter_name].wanted, waiting[layer.layer_name]
         assert wanted is not None
         paired, rank = wanted.kind == "pairs", layer.bases.rank
-        rows = torch.arange(count if paired else 0) % rank
-        expansion = Expansion(1.0, rows, (rows + 1) % rank, 0 if paired else count)
+        number = torch.arange(count if paired else 0)
+        expansion = Expansion(1.0, number % rank, (number + 1 + number // rank) % rank, 0 if paired else count)
         layer.set_expansion(adapter_name, expansion, wanted.dtype)
         layer.svd_coefficient_c[adapter_name].requires_grad_(adapter_name in layer.active_adapters)
 

@@ -108,7 +108,8 @@ def test_a_model_without_coefficients_has_one_group(tiny_sam):
     ids=["adam", "adamw", "sgd"],
 )
 def test_the_optimizer_is_the_one_that_was_asked_for(fields, kind, expected, tiny_sam, tiny_processor, tmp_path):
-    model = get_peft_model(tiny_sam, SVDCoefficientConfig(target_modules=["neck"], modules_to_save=["mask_decoder"]))
+    config = SVDCoefficientConfig(target_modules=["neck"], modules_to_save=["mask_decoder"], parametrization="relative")
+    model = get_peft_model(tiny_sam, config)
     settings = TrainSettings(
         str(tmp_path), learning_rate=1e-4, coefficient_lr=1e-2, eval_strategy="no", report_to="none", **fields
     )
