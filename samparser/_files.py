@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 
 @contextmanager
@@ -171,36 +172,22 @@ def remove_abandoned(folder: str | Path, *, everything: bool = False, below: boo
             path.unlink(missing_ok=True)
 
 
-@contextmanager
-def only_writer(folder: str | Path, what: str) -> Iterator[bool]:
-    """Hold a folder so that no second process writes to it; a process that is killed lets go.
+class AdapterSource(NamedTuple):
+    """Where a saved adapter lies: a folder, or a repository on the Hub with the arguments it is downloaded with."""
 
-    Args:
-        folder: An existing folder; nothing is written to it.
-        what: Who holds it, for the message of a second one: "samparser predict".
+    name: str
+    subfolder: str | None
+    download: dict[str, Any]
 
-    Yields:
-        Whether it is held. Some file systems, and Windows, have no locks on folders.
+    @property
+    def folder(self) -> Path:
+        """The folder, which does not exist where the name is one on the Hub."""
+        return Path(self.name, self.subfolder or "")
 
-    Raises:
-        BlockingIOError: Another process holds it.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield False
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = True
-        except BlockingIOError:
-            raise BlockingIOError(
-                f"Another `{what}` is writing to {folder}. Wait until it is done, or name another folder."
-            ) from None
-        except OSError:
-            held = False
-        yield held
-    finally:
-        os.close(handle)
+
+def add_to_card(card: Path, line: str, *, where: str, unless: str) -> None:
+    """Put a line at the end of a model card that has the words `where` and not yet those of `unless`."""
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    if where in text and unless not in text:
+        with replacing(card) as temporary:
+            temporary.write_text(f"{text.rstrip()}\n\n{line}\n", encoding="utf-8", newline="\n")

@@ -1,4 +1,4 @@
-"""The mask decoders of all families in fewer and faster products: the same masks and weights, shorter training steps."""
+"""The mask decoders of all families in fewer, faster products: the same masks and weights, a shorter training step."""
 
 from __future__ import annotations
 

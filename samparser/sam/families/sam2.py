@@ -119,6 +119,10 @@ class Sam2(Family):
             setattr(holder, _UNSTABLE, False)
         return changed
 
+    def replaces_unstable(self, model: nn.Module) -> bool:
+        """Return whether that is on in a decoder of the model."""
+        return any(getattr(decoder, _UNSTABLE) for decoder in _decoders(model))
+
     def upstream(self, model: nn.Module) -> dict[str, nn.Module | nn.Parameter]:
         """Return the backbone."""
         plain: Any = plain_model(model)
