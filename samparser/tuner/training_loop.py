@@ -190,13 +190,40 @@ def warn_of_running_statistics(model: nn.Module) -> None:
 def _drifting(module: nn.Module, name: str = "") -> Iterator[str]:
     if isinstance(module, AuxiliaryTrainingWrapper):  # Trained in full, and saved with the adapter.
         return
-    keeps_statistics = getattr(module, "track_running_stats", False) and module._buffers.get("running_mean") is not None
+    statistics = getattr(module, "running_mean", None) if getattr(module, "track_running_stats", False) else None
     frozen = not any(parameter.requires_grad for parameter in module.parameters())
     # Where momentum is None the statistics are means over all passes.
-    if keeps_statistics and module.training and frozen and getattr(module, "momentum", None) != 0:
+    if statistics is not None and module.training and frozen and getattr(module, "momentum", None) != 0:
         yield name
     for child, below in module.named_children():
         yield from _drifting(below, f"{name}.{child}" if name else child)
+
+
+def warn_of_shared_weights(model: nn.Module, adapter_name: str) -> None:
+    """Warn of adapted layers whose weight another module uses as well.
+
+    Coefficients act in the adapted layer alone; merging changes the weight for all that use it.
+    """
+    users: dict[int, dict[int, str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        parent = model.get_submodule(name.rpartition(".")[0]) if name else None
+        # A layer that stands in several places is adapted in all of them.
+        user, shown = (parent, parent.layer_name) if isinstance(parent, SVDCoefficientLayer) else (module, name)
+        for weight in module.parameters(recurse=False):
+            users.setdefault(id(weight), {}).setdefault(id(user), shown)
+    shared = []
+    for layer in (module for module in model.modules() if isinstance(module, SVDCoefficientLayer)):
+        others = [name for user, name in users.get(id(layer.base_layer.weight), {}).items() if user != id(layer)]
+        if others and adapter_name in layer.states:
+            shared.append(f"{layer.layer_name} (with {_shown(others)})")
+    if shared:
+        warnings.warn(
+            f"Adapted layers share their weight with other modules: {_shown(shared)}. The coefficients act in the "
+            "adapted layer alone, but merging changes the weight for all of them, so that the merged model gives other "
+            "outputs than the adapter. Before adapting, give each module a weight of its own: "
+            "module.weight = nn.Parameter(module.weight.detach().clone()).",
+            stacklevel=2,
+        )
 
 
 def _shown(names: list[str]) -> str:

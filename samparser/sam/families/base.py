@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -85,6 +86,7 @@ class Family(ABC):
             one of those of other heads; `single_mask` switches that off.
         pointwise_first: Full name of the convolution that takes the first of the features, channels last, where that is
             one of 1x1: products with its frozen basis can be kept in place of the features. None: there is no such one.
+        needs_transformers: First release of transformers that has the model, and reads its checkpoints as they are.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -96,6 +98,22 @@ class Family(ABC):
     checkpoints: ClassVar[Mapping[str, str]] = {}
     replaces_unstable_masks: ClassVar[bool] = False
     pointwise_first: ClassVar[str | None] = None
+    needs_transformers: ClassVar[str] = "5.6"
+
+    def check_release(self) -> None:
+        """Refuse a transformers that is too old for the family.
+
+        Raises:
+            ImportError: The message names the first release that will do.
+        """
+        import transformers
+        from packaging.version import Version
+
+        if Version(transformers.__version__) < Version(self.needs_transformers):
+            raise ImportError(
+                f"{self.model_class} needs transformers {self.needs_transformers} or newer; this is "
+                f'{transformers.__version__}: pip install "transformers>={self.needs_transformers}"'
+            )
 
     @abstractmethod
     def frame(self, model_or_config: Any) -> Frame:
@@ -134,6 +152,18 @@ class Family(ABC):
                 f"{shortened(missing, 3)}. They would start random and ruin every mask."
             )
         # A checkpoint that serves several classes may name another one's type.
+        model.config.model_type = self.model_types[0]
+        return model.eval()
+
+    def model_from_config(self, config: Any) -> nn.Module:
+        """Build a model of a config as `AutoConfig` reads it, on the default device, with the weights of a new one.
+
+        Args:
+            config: Of one of `model_types`; stays as it is.
+        """
+        import transformers
+
+        model: Any = getattr(transformers, self.model_class)(copy.deepcopy(config))
         model.config.model_type = self.model_types[0]
         return model.eval()
 
@@ -190,6 +220,13 @@ class Family(ABC):
         """Make what `single_mask` does a model's own setting, in its config too, and return whether that changed it."""
         return False
 
+    def replaces_unstable(self, model: nn.Module) -> bool:
+        """Return whether the model, as it is now, puts masks of other heads in the place of unstable ones in eval mode.
+
+        False inside `single_mask`, and for what `keep_single_mask` has been at.
+        """
+        return False
+
     @abstractmethod
     def upstream(self, model: nn.Module) -> dict[str, nn.Module | nn.Parameter]:
         """Return the parts before the neck by full name: all that decides `encode`, besides the image."""
@@ -208,6 +245,10 @@ class Family(ABC):
     def attention_layers(self, model: nn.Module) -> Sequence[AttentionSite]:
         """Return the attention layers of the image encoder from first to last; none where it has none."""
         return []
+
+    def idle(self, model: nn.Module) -> tuple[str, ...]:
+        """Return the full names of modules and parameters that no mask depends on, whatever the prompt: none."""
+        return ()
 
 
 def config_of(model_or_config: Any) -> Any:
