@@ -20,7 +20,7 @@ def test_the_benchmark_compares_layers_steps_and_adapters(benchmark, tmp_path, c
         "| conv1 48->16, 1x1 |",
         "| smaller: 6->3, 8x8 |",
         "| samparser + decoder |",
-        "| sam-vit-base | 482.82 | 3.22 | 1.81 | 1.81 | 1/97 | 6.3 MB |",
+        "| sam-vit-base | 482.82 | 3.22 | 1.81 | 1.81 | 1/97 | 12.1, 1/41 | 6.3 MB |",
         "| tiny | 10 |",
         "| LoRA r=4 on qkv + decoder |",
         "| 2 |",

@@ -1,51 +1,45 @@
-"""The count of every family's cached forward, against products counted by hand and against the tables of the docs."""
+"""The table of what features leave in every family, and the configs of the published sizes."""
 
 import sys
 
 import pytest
-import torch
-import transformers
 
+from samparser.methods.cost import count_parameters, forward_cost, meta_model, method_cost
 from tests.sam.tiny import TINY, make_tiny
 
 from .test_examples import EXAMPLES
 
 
 @pytest.fixture(scope="module")
-def families():
+def benchmarks():
     sys.path.insert(0, str(EXAMPLES))
     try:
         from benchmarks import families, published
     finally:
         sys.path.remove(str(EXAMPLES))
-    families.PUBLISHED = published.PUBLISHED
-    return families
+    return {"measure": families.measure_families, "published": published.PUBLISHED}
 
 
-@pytest.mark.parametrize("model_type", TINY)
-def test_every_family_is_counted(families, model_type):
-    model = make_tiny(model_type)
-    counts = families.count_family(model.config)
-    assert counts.before_neck > 0
-    assert counts.neck > 0
-    assert 0 < counts.further_box <= counts.decoder
-    rest = counts.neck + counts.decoder
-    assert counts.forwards == pytest.approx((counts.before_neck + rest) / rest)
+def rows(table):
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
+    return {row[0]: row[1:] for row in lines}
 
 
-def test_the_products_of_a_small_sam_are_those_counted_by_hand(families):
-    counts = families.count_family(make_tiny("sam").config)
-    places, width, out = 8 * 8, 24, 32
-    assert counts.neck == places * out * (width + 9 * out)
-    assert counts.feature_bytes == 2 * places * width
-
-
-def test_the_maps_of_a_small_sam_2_pass_the_neck_and_two_convolutions_of_the_decoder(families):
-    counts = families.count_family(make_tiny("sam2").config)
-    stages = [(16, 8), (8, 16), (4, 32), (2, 64)]
-    neck = sum(side**2 * 32 * width for side, width in stages)
-    assert counts.neck == neck + 16**2 * 32 * (32 // 8) + 8**2 * 32 * (32 // 4)
-    assert counts.feature_bytes == 2 * sum(side**2 * width for side, width in stages)
+def test_every_family_has_a_row_of_its_counts(benchmarks):
+    configs = {model_type: (lambda name=model_type: make_tiny(name).config) for model_type in TINY}
+    table = rows(benchmarks["measure"](configs))
+    for model_type, config in configs.items():
+        cost = forward_cost(config())
+        rest = cost.neck + cost.decoder
+        before, neck, decoder, further, forward, step, features = table[model_type]
+        assert [before, neck, decoder, further] == [
+            f"{macs / 1e9:.2f}" for macs in (cost.before_neck, cost.neck, cost.decoder, cost.further_box)
+        ]
+        assert forward == f"1/{(cost.before_neck + rest) / rest:.0f}"
+        method = method_cost("samparser", config=config())
+        cached = method.step_macs - cost.before_neck
+        assert step == f"{cached / 1e9:.1f}, 1/{method.step_macs / cached:.0f}"
+        assert features == f"{cost.feature_bytes / 1e6:.1f} MB"
 
 
 @pytest.mark.parametrize(
@@ -60,18 +54,16 @@ def test_the_maps_of_a_small_sam_2_pass_the_neck_and_two_convolutions_of_the_dec
         ("sam3-tracker", 458_260_369, 25),
     ],
 )
-def test_published_sizes_have_the_counted_parameters_and_shares(families, name, parameters, forwards):
-    config = families.PUBLISHED[name]()
-    with torch.device("meta"):
-        model = getattr(transformers, families.FAMILIES[config.model_type].model_class)(config)
-    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-    assert round(families.count_family(config).forwards) == forwards
+def test_published_sizes_have_the_counted_parameters_and_shares(benchmarks, name, parameters, forwards):
+    config = benchmarks["published"][name]()
+    assert count_parameters(meta_model(config))[0] == parameters
+    assert round(1 / forward_cost(config).cached_share) == forwards
 
 
-def test_a_model_that_cannot_be_built_is_named_below_the_table(families, monkeypatch):
+def test_a_model_that_cannot_be_built_is_named_below_the_table(benchmarks):
     def missing():
         raise ImportError("no\n timm here")
 
-    table = families.measure_families({"edgetam": missing, "small": lambda: make_tiny("sam_hq").config})
+    table = benchmarks["measure"]({"edgetam": missing, "small": lambda: make_tiny("sam_hq").config})
     assert "| small |" in table
     assert table.endswith("- edgetam is not counted: no timm here")
