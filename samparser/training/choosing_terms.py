@@ -15,7 +15,7 @@ from samparser._untrusted import read_json
 from samparser.prompts import PromptedDataset, collate
 from samparser.sam.families import family_of
 from samparser.sam.wrapped import plain_model
-from samparser.tuner import ExpansionReport, awaited_terms, chosen_pairs, initialize_expansion
+from samparser.tuner import ExpansionReport, awaited_terms, expansion_terms, initialize_expansion
 
 from .run_folder import RunFolder, RunFolderError
 from .settings import TrainSettings
@@ -27,7 +27,7 @@ class Choice:
     """What the data pass gave: its report, and for each layer the pairs of bases that it took."""
 
     report: ExpansionReport
-    pairs: dict[str, str]
+    pairs: dict[str, list[list[int]]]
 
 
 def choose_terms(model: Any, prompted: PromptedDataset, settings: TrainSettings) -> Choice | None:
@@ -58,7 +58,8 @@ def choose_terms(model: Any, prompted: PromptedDataset, settings: TrainSettings)
             seed=settings.seed,
             show=False,
         )
-    return Choice(report, chosen_pairs(model, adapter))
+    pairs = {name: terms.pairs.tolist() for name, terms in expansion_terms(model, adapter).items()}
+    return Choice(report, pairs)
 
 
 def expansion_waits(model: nn.Module) -> bool:

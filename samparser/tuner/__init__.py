@@ -6,14 +6,16 @@ Importing this package registers the method with PEFT.
 from __future__ import annotations
 
 from .config import SVDCoefficientConfig
-from .initialize import ExpansionReport, awaited_terms, chosen_pairs, initialize_expansion, placeholder_terms
+from .initialize import ExpansionReport, initialize_expansion
 from .layer import Conv2d, ConvTranspose2d, Linear, SVDCoefficientLayer
 from .model import SVDCoefficientModel
 from .registration import register
 from .training_loop import (
+    awaited_terms,
     coefficient_parameters,
     coefficients,
     expansion_terms,
+    placeholder_terms,
     unused_coefficients,
     warn_of_unused_coefficients,
 )
@@ -29,7 +31,6 @@ __all__ = [
     "SVDCoefficientLayer",
     "SVDCoefficientModel",
     "awaited_terms",
-    "chosen_pairs",
     "coefficient_parameters",
     "coefficients",
     "expansion_terms",

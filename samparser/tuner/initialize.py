@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .expansion import DEFAULT_COUNT, Chosen, Expansion, Sight, choose, share_of
+from .expansion import Chosen, Expansion, Sight, choose, share_of
 from .factors import Factors, coefficient_groups, fold
 from .layer import SVDCoefficientLayer
 
@@ -256,51 +256,6 @@ def _trained(layer: SVDCoefficientLayer, adapter: str) -> Tensor | None:
 def _terms(layer: SVDCoefficientLayer, adapter: str) -> list[Factors]:
     change = layer.change_by([adapter])
     return [*change.pairs, *change.beside]
-
-
-def awaited_terms(model: nn.Module, adapter_name: str = "default") -> dict[str, int]:
-    """Find the layers whose adapter has yet to get its terms from `initialize_expansion`, and how many each is to get.
-
-    Empty where the adapter has its terms, or no expansion. Layers that get by themselves what they allow are counted
-    with the number that is usual for the kind.
-    """
-    waiting = {}
-    for layer in model.modules():
-        if isinstance(layer, SVDCoefficientLayer) and adapter_name in layer.states:
-            state = layer.states[adapter_name]
-            if state.awaits and state.wanted is not None:
-                rank = layer.bases.rank
-                usual = min(
-                    DEFAULT_COUNT[state.wanted.kind], rank * (rank - 1) if state.wanted.kind == "pairs" else rank
-                )
-                waiting[layer.layer_name] = usual if state.wanted.count is None else state.wanted.count
-    return waiting
-
-
-def chosen_pairs(model: nn.Module, adapter_name: str = "default") -> dict[str, str]:
-    """Return the pairs of bases of an adapter's terms by layer, as text "row,column row,column"."""
-    found = {}
-    for layer in model.modules():
-        if isinstance(layer, SVDCoefficientLayer) and adapter_name in layer.states:
-            expansion = layer.states[adapter_name].expansion
-            if expansion is not None:
-                found[layer.layer_name] = expansion.record()["pairs"]
-    return found
-
-
-def placeholder_terms(model: nn.Module, adapter_name: str = "default") -> None:
-    """Give every layer that waits for terms as many along arbitrary directions: to count and time what they cost."""
-    waiting = awaited_terms(model, adapter_name)
-    for layer in model.modules():
-        if not isinstance(layer, SVDCoefficientLayer) or layer.layer_name not in waiting:
-            continue
-        wanted, count = layer.states[adapter_name].wanted, waiting[layer.layer_name]
-        assert wanted is not None
-        paired, rank = wanted.kind == "pairs", layer.bases.rank
-        number = torch.arange(count if paired else 0)
-        expansion = Expansion(1.0, number % rank, (number + 1 + number // rank) % rank, 0 if paired else count)
-        layer.set_expansion(adapter_name, expansion, wanted.dtype)
-        layer.svd_coefficient_c[adapter_name].requires_grad_(adapter_name in layer.active_adapters)
 
 
 # The pass
