@@ -27,6 +27,10 @@ class WeightChange(NamedTuple):
     places: list[tuple[Tensor, Tensor]]
     beside: list[Factors]
 
+    def along(self, leading: Tensor) -> WeightChange:
+        """Add what goes along the leading bases. torch 2.6 cannot compile the `_replace` of named tuples."""
+        return WeightChange(leading, self.pairs, self.places, self.beside)
+
     def terms(self, bases: Factors) -> list[Factors]:
         """Write the whole change as a sum; an empty list for none."""
         shared = [] if self.leading is None else [bases.with_coefficients(self.leading)]
@@ -74,7 +78,7 @@ class ChangedLayer(AdapterLayer):
             return change
         rank = max(map(len, shared))
         padded = [_pad(moved, rank) for moved in shared]
-        return change._replace(leading=sum(padded[1:], padded[0]))
+        return change.along(sum(padded[1:], padded[0]))
 
     def terms_of(self, adapter_names: Sequence[str]) -> list[Factors]:
         """Write the change of the weight by these adapters together as a sum; an empty list for none."""
@@ -98,7 +102,7 @@ class ChangedLayer(AdapterLayer):
         rank = max(len(one) for one in moved.values())
         none = next(iter(moved.values())).new_zeros(rank)
         rows = [_pad(moved.get(name, none), rank) for name in adapter_names]
-        return change._replace(leading=torch.stack(rows))
+        return change.along(torch.stack(rows))
 
     def _moved(self, name: str) -> Tensor | None:
         """The change of an adapter's coefficients, None where it trains none."""

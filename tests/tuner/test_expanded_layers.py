@@ -16,7 +16,18 @@ from torch import nn
 from samparser import SVDCoefficientConfig, initialize_expansion
 from samparser.tuner import coefficient_parameters, expansion_terms
 from tests.tuner.expanded import KINDS, batches, expanded, initialize, stir, wrap_expanded
-from tests.tuner.models import INPUTS, TARGETS, activate, batch, layers, make, output, train, trained_names
+from tests.tuner.models import (
+    INPUTS,
+    TARGETS,
+    activate,
+    batch,
+    layers,
+    make,
+    output,
+    train,
+    trained_names,
+    without_shape_checks,
+)
 from tests.tuner.strategies import DTYPES, LAYERS, adapted, input_for
 from tests.tuner.test_functional import form_taken
 from tests.tuner.test_laws import plain_layer
@@ -295,7 +306,8 @@ def test_a_transposed_convolution_gives_each_sample_its_adapter_in_one_pass(expa
 
 
 @pytest.mark.parametrize("kind", ["pairs", "gradient"])
-def test_an_expanded_layer_compiles_into_one_graph(kind, request):
+def test_an_expanded_layer_compiles_into_one_graph(kind, request, monkeypatch):
+    without_shape_checks(monkeypatch)
     model, x = wrap_expanded(nn.Linear(8, 6), expansion=kind, expansion_rank=2), torch.randn(2, 5, 8)
     layer = adapted(model.train())
     jaxtyping.config.update("jaxtyping_disable", True)

@@ -9,12 +9,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from samparser import SVDCoefficientConfig
-from samparser.tuner import changed_layer, functional
 from samparser.tuner.factored import by_factors, combine
-from samparser.tuner.factors import Factors, Inside, factorize
+from samparser.tuner.factors import Inside, factorize
 from samparser.tuner.functional import cheaper_form
 from tests.reference.functional import adapted_weight, layer_output, three_layers
-from tests.tuner.models import OLD_TORCH
+from tests.tuner.models import OLD_TORCH, without_shape_checks
 
 TOLERANCE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.float64: {"rtol": 1e-10, "atol": 1e-12}}
 
@@ -313,15 +312,7 @@ def test_half_precision_weights_are_rebuilt():
 def test_a_layer_compiles_into_one_graph(base, form, generator, monkeypatch):
     if OLD_TORCH and form == "factored":
         pytest.skip("torch 2.6 cannot trace is_contiguous in the backward pass of a custom function; 2.7 can")
-    # The test run's checks of shapes are no part of the library, and no compiler looks through them.
-    for module, name in [(functional, "weight_change"), (functional, "unfold"), (changed_layer, "tie_change")]:
-        checked = getattr(module, name)
-        monkeypatch.setattr(module, name, getattr(checked, "__wrapped__", checked))
-    checked = Factors.with_coefficients
-    monkeypatch.setattr(Factors, "with_coefficients", getattr(checked, "__wrapped__", checked))
-    for name in ("rank", "is_meta"):
-        getter = getattr(Factors, name).fget
-        monkeypatch.setattr(Factors, name, property(getattr(getter, "__wrapped__", getter)))
+    without_shape_checks(monkeypatch)
     model, layer = wrap(base, form=form)
     x = torch.randn(1, 8, 6, 6, generator=generator, requires_grad=True)
     p = layer.svd_coefficient_p["default"]
