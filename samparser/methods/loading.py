@@ -55,7 +55,7 @@ def load_model(
         if base is not None:
             raise ValueError(f"{path} is a whole model, so base={str(base)!r} has no use. Leave it out.")
         return load_sam(path)
-    model, processor = load_sam(base) if base is not None else _load_recorded_base(folder)
+    model, processor = load_sam(base) if base is not None else load_recorded_base(folder)
     return load_trained(model, folder, check_base=check_base, check_weights=check_weights), processor
 
 
@@ -146,8 +146,13 @@ def trained_folder(path: str | Path) -> Path | None:
     return fetched if any((fetched / name).is_file() for name in (PEFT_CONFIG, METHOD_FILE)) else None
 
 
-def _load_recorded_base(folder: Path) -> tuple[nn.Module, SamProcessor]:
-    """Load the base that a folder names, from this machine: the file is a stranger's, who must not choose downloads."""
+def load_recorded_base(folder: Path) -> tuple[nn.Module, SamProcessor]:
+    """Load the base that a folder names, from this machine: the file is a stranger's, who must not choose downloads.
+
+    Raises:
+        FileNotFoundError: The base is not on this machine.
+        ValueError: The folder names none, or it cannot be loaded.
+    """
     if format_of(folder) == "peft":
         name = read_peft_config(folder).base_model_name_or_path
     else:

@@ -1,0 +1,86 @@
+"""Adapters to inspect: several folders on one base model, each adapter under a name of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from samparser.methods import load_model
+from samparser.methods.folder import format_of, read_peft_config
+from samparser.methods.loading import trained_folder
+from samparser.tuner import SVDCoefficientConfig
+
+_RESERVED = "default"
+
+
+def open_adapters(paths: Sequence[str | Path], base: str | Path | None = None) -> tuple[Any, Any]:
+    """Load adapters of coefficients on one base model, that of the first one.
+
+    Args:
+        paths: Their folders, or names on the Hugging Face hub.
+        base: The base model; None for the one that the first adapter names, where it is on this machine.
+
+    Returns:
+        The PeftModel, frozen and in eval mode, whose `peft_config` has the adapters in the order given under the names
+        that `adapter_names` makes of the paths; and the processor. The first adapter is active.
+
+    Raises:
+        FileNotFoundError: A folder does not exist or holds no adapter.
+        ValueError: A folder holds something else than an adapter of coefficients, one that trained biases, or one of
+            another base model.
+    """
+    if not paths:
+        raise ValueError("There is no adapter to inspect: name at least one folder.")
+    folders = [_adapter_folder(path) for path in paths]
+    model: Any
+    model, processor = load_model(folders[0], base=base)
+    names = adapter_names(paths)
+    for name, folder in zip(names, folders, strict=True):
+        try:
+            model.load_adapter(str(folder), name)
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise ValueError(f"{folder} cannot be put beside {folders[0]}: {error}") from error
+    model.delete_adapter(_RESERVED)
+    model.set_adapter(names[0])
+    return model.requires_grad_(False).eval(), processor
+
+
+def adapter_names(paths: Sequence[str | Path]) -> list[str]:
+    """Make short names of folders or hub names, all different, that PEFT and file systems take.
+
+    >>> adapter_names(["runs/nuclei/adapter", "runs/ships v1.2", "other/nuclei/adapter"])
+    ['nuclei', 'ships-v1-2', 'nuclei-2']
+    """
+    names: list[str] = []
+    for folder in map(Path, paths):
+        # `samparser train` writes RUN/adapter, and the run says more.
+        word = folder.parent.name if folder.name == "adapter" and folder.parent.name else folder.name
+        stem = re.sub(r"[^A-Za-z0-9_]+", "-", word).strip("-") or "adapter"
+        name, number = stem, 1
+        while name in (*names, _RESERVED):
+            number += 1
+            name = f"{stem}-{number}"
+        names.append(name)
+    return names
+
+
+def _adapter_folder(path: str | Path) -> Path:
+    """The local folder of an adapter of coefficients, everything else refused before a model is loaded."""
+    folder = trained_folder(path)
+    if folder is None:
+        raise ValueError(
+            f"{path} is no adapter but a whole model, or nothing at all. Name the folder of an adapter (RUN/adapter); "
+            "how a fully tuned model differs from its base is what --distil looks at."
+        )
+    config = read_peft_config(folder) if format_of(folder) == "peft" else None
+    if not isinstance(config, SVDCoefficientConfig):
+        kind = "tensors of a method that is no PEFT adapter" if config is None else f"an adapter of {config.peft_type}"
+        raise ValueError(f"{folder} holds {kind}; only adapters of SVD coefficients can be inspected.")
+    if config.bias != "none":
+        raise ValueError(
+            f"{folder} has trained biases of the base model (bias={config.bias!r}), which no scale takes back, so it "
+            "cannot be compared with others or with its base."
+        )
+    return folder

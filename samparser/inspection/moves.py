@@ -1,0 +1,157 @@
+"""Moves of an adapter: how far it changes each layer, and along which directions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from samparser.tuner import SVDCoefficientLayer
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One rank-one direction of a change.
+
+    Args:
+        kind: `"coefficient"`, along `u_i v_i^T`; `"pair"`, along `u_i v_j^T`; `"term"`, along vectors of its own.
+        row: i, from 0; of a term its number.
+        column: i or j, from 0; of a term its number.
+        before: Its coefficient in the base weight, p0_i; 0 for pairs and terms.
+        after: With the adapter at its present scaling.
+        share: Square of the change along it, over the square of the norm of the layer's change; 0 where that is none.
+    """
+
+    kind: Literal["coefficient", "pair", "term"]
+    row: int
+    column: int
+    before: float
+    after: float
+    share: float
+
+    def __str__(self) -> str:
+        name = {"coefficient": f"p[{self.row}]", "pair": f"u[{self.row}]v[{self.column}]", "term": f"term {self.row}"}
+        return f"{name[self.kind]} {self.after - self.before:+.3g} ({100 * self.share:.0f} %)"
+
+
+@dataclass(frozen=True)
+class LayerMove:
+    """What an adapter changes in one layer, at its present scaling.
+
+    Args:
+        layer: The layer's name.
+        coefficients: How many coefficients the adapter has there.
+        terms: How many terms of an expansion.
+        norm: Frobenius norm of the change of the weight.
+        relative: That norm over the norm of the weight.
+        by_coefficients: Share of the square of `norm` that the coefficients hold; 0 where nothing moved.
+        largest: The directions that moved most, the largest share first.
+    """
+
+    layer: str
+    coefficients: int
+    terms: int
+    norm: float
+    relative: float
+    by_coefficients: float
+    largest: tuple[Direction, ...]
+
+
+def adapted_layers(model: nn.Module, adapter: str) -> list[SVDCoefficientLayer]:
+    """Find the layers that an adapter changes.
+
+    Raises:
+        ValueError: The model has no such adapter of coefficients.
+    """
+    layers = [module for module in model.modules() if isinstance(module, SVDCoefficientLayer)]
+    found = [layer for layer in layers if adapter in layer.states]
+    if not found:
+        known = sorted({name for layer in layers for name in layer.states})
+        raise ValueError(f"The model has no SVD coefficient adapter {adapter!r}; it has {known or 'none'}.")
+    return found
+
+
+@torch.no_grad()
+def layer_moves(model: nn.Module, adapter: str = "default", *, most: int = 5) -> list[LayerMove]:
+    """Measure what an adapter changes, layer by layer.
+
+    Args:
+        model: A model with adapters of coefficients.
+        adapter: The adapter's name.
+        most: How many directions of each layer to name.
+
+    Raises:
+        ValueError: The model has no such adapter.
+    """
+    return [_move(layer, adapter, most) for layer in adapted_layers(model, adapter)]
+
+
+def _move(layer: SVDCoefficientLayer, adapter: str, most: int) -> LayerMove:
+    norm = float(layer.get_delta_weight(adapter).double().norm())
+    weight = float(layer.unmerged_weight.double().norm())
+    square = norm**2 or 1.0
+    directions = list(_directions(layer, adapter, square))
+    moved = sorted((one for one in directions if one.share > 0), key=lambda one: -one.share)
+    coefficients = [one for one in directions if one.kind == "coefficient"]
+    return LayerMove(
+        layer.layer_name,
+        len(coefficients),
+        len(directions) - len(coefficients),
+        norm,
+        norm / weight if weight else 0.0,
+        min(1.0, sum(one.share for one in coefficients)),
+        tuple(moved[:most]),
+    )
+
+
+def _directions(layer: SVDCoefficientLayer, adapter: str, square: float) -> Iterator[Direction]:
+    p0, p = layer.spectrum(adapter)
+    moved = (p - p0).double() * layer.scaling[adapter]
+    for number, (start, change) in enumerate(zip(p0.tolist(), moved.tolist(), strict=True)):
+        yield Direction("coefficient", number, number, start, start + change, change**2 / square)
+    for row, column, change, length in _terms(layer, adapter):
+        kind: Literal["pair", "term"] = "term" if column is None else "pair"
+        yield Direction(kind, row, row if column is None else column, 0.0, change, (change * length) ** 2 / square)
+
+
+def _terms(layer: SVDCoefficientLayer, adapter: str) -> Iterator[tuple[int, int | None, float, float]]:
+    """The terms of an expansion: row, column (None for vectors of its own), change along them, and their length."""
+    expansion = layer.states[adapter].expansion
+    if expansion is None:
+        return
+    c = layer.svd_coefficient_c[adapter].double() * (expansion.scale * layer.scaling[adapter])
+    pairs = len(expansion.rows)
+    for row, column, change in zip(expansion.rows.tolist(), expansion.columns.tolist(), c.tolist(), strict=False):
+        yield row, column, change, 1.0
+    if expansion.stored:
+        a, b = layer.svd_coefficient_a[adapter].double(), layer.svd_coefficient_b[adapter].double()
+        lengths = a.norm(dim=0) * b.norm(dim=1)
+        for number, (change, length) in enumerate(zip(c[pairs:].tolist(), lengths.tolist(), strict=True)):
+            yield number, None, change, length
+
+
+def spectra_of(model: Any, adapter: str, *, most: int = 6) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Read the coefficients before and after of the layers that an adapter changes most, relative to their weight.
+
+    Returns:
+        p0 and p, each (rank,) by the layer's name, in the model's order; at most `most` layers.
+    """
+    moves = {move.layer: move.relative for move in layer_moves(model, adapter, most=0)}
+    chosen = set(sorted(moves, key=lambda name: -moves[name])[:most])
+    layers = [layer for layer in adapted_layers(model, adapter) if layer.layer_name in chosen]
+    pairs = {layer.layer_name: layer.spectrum(adapter) for layer in layers}
+    return tuple({name: pair[side].detach().cpu() for name, pair in pairs.items()} for side in (0, 1))  # type: ignore[return-value]
+
+
+def moves_table(moves: Sequence[LayerMove]) -> str:
+    """Write a line for each layer: how far it moved, how much of that the coefficients are, its largest directions."""
+    width = max(5, *(len(move.layer) for move in moves))
+    lines = [f"{'layer':{width}}  change of weight  by coefficients  largest"]
+    for move in moves:
+        share = f"{100 * move.by_coefficients:.0f} %" if move.norm else "-"
+        largest = ", ".join(map(str, move.largest[:3])) or "nothing moved"
+        lines.append(f"{move.layer:{width}}  {100 * move.relative:>14.3g} %  {share:>15}  {largest}")
+    return "\n".join(lines)
