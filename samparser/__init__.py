@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from samparser._version import __version__
-from samparser.tuner import SVDCoefficientConfig, SVDCoefficientModel
+from samparser.tuner import SVDCoefficientConfig, SVDCoefficientModel, initialize_expansion
 
 if TYPE_CHECKING:
     from samparser.methods import build
@@ -38,6 +38,7 @@ __all__ = [
     "__version__",
     "build",
     "evaluate",
+    "initialize_expansion",
     "load_sam",
     "predict",
     "train",

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 
 @contextmanager
@@ -204,3 +205,24 @@ def only_writer(folder: str | Path, what: str) -> Iterator[bool]:
         yield held
     finally:
         os.close(handle)
+
+
+class AdapterSource(NamedTuple):
+    """Where a saved adapter lies: a folder, or a repository on the Hub with the arguments it is downloaded with."""
+
+    name: str
+    subfolder: str | None
+    download: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """The folder, which does not exist where the name is one on the Hub."""
+        return Path(self.name, self.subfolder or "")
+
+
+def add_to_card(card: Path, line: str, *, where: str, unless: str) -> None:
+    """Put a line at the end of a model card that has the words `where` and not yet those of `unless`."""
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    if where in text and unless not in text:
+        with replacing(card) as temporary:
+            temporary.write_text(f"{text.rstrip()}\n\n{line}\n", encoding="utf-8", newline="\n")

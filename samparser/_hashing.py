@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -33,6 +34,19 @@ def sha256_of(*parts: Tensor | np.ndarray | str | bytes) -> str:
     for part in parts:
         digest.update(part.encode() if isinstance(part, str) else _bytes_of(part))
     return digest.hexdigest()
+
+
+def hash_of_tensors(named: Mapping[str, Tensor]) -> str | None:
+    """Hash names, dtypes, shapes and values of tensors, in the order of their names; None where some have no values.
+
+    Example:
+        >>> hash_of_tensors({"a": torch.ones(2)}) == hash_of_tensors({"b": torch.ones(2)})
+        False
+    """
+    if any(tensor.is_meta or hasattr(tensor, "full_tensor") for tensor in named.values()):
+        return None
+    parts = ((f"{name} {tensor.dtype} {tuple(tensor.shape)} ", tensor) for name, tensor in sorted(named.items()))
+    return sha256_of(*(part for pair in parts for part in pair))
 
 
 def _bytes_of(part: Tensor | np.ndarray | bytes) -> memoryview | bytes:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 MOST_WAYS = 10**6
 """So many ways to match take about a second on a few hundred names."""
 
 _DEEPEST = 20
+_CONFIGURATION = "adapter_config.json"
 
 _TOKEN = re.compile(
     r"(?P<open>\((?:\?:)?(?!\?))|(?P<close>\))|(?P<bar>\|)|(?P<repeat>(?:[*+?]|\{[\d,]*\})[?+]?)"
@@ -41,6 +43,60 @@ def fits(value: Any, hint: Any) -> bool:
     if hint in (int, float):
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
     return isinstance(value, hint)
+
+
+def refuse_other_choices(values: Any, choices: Mapping[str, Any]) -> None:
+    """Refuse a field that holds none of its choices, `Literal` types by the field's name.
+
+    Raises:
+        ValueError: One holds something else.
+    """
+    for name, literal in choices.items():
+        value = getattr(values, name)
+        if value not in get_args(literal):
+            raise ValueError(
+                f"{name}={value!r} is not possible; choose one of {', '.join(map(repr, get_args(literal)))}."
+            )
+
+
+def refuse_other_types(values: Any) -> None:
+    """Refuse a field of a dataclass that holds something else than is declared.
+
+    Raises:
+        ValueError: One holds something else.
+    """
+    hints = get_type_hints(type(values))
+    for name in sorted(one.name for one in fields(values)):
+        value = getattr(values, name)
+        if not fits(value, hints[name]):
+            declared = re.sub(r"typing\.|<class '|'>", "", str(hints[name]))
+            raise ValueError(f"{name}={shown(value)} is not possible; it has to be {declared}.")
+
+
+def names_or_pattern(name: str, value: Any) -> Any:
+    """Give several names as a set and anything else, one pattern or None, as it is.
+
+    Raises:
+        ValueError: A name is empty or no text.
+    """
+    if isinstance(value, (list, tuple, set)):
+        if not all(isinstance(item, str) and item for item in value):
+            raise ValueError(f"{name}={value!r} has to hold names of modules, not empty and of type str.")
+        return set(value)
+    if value == "":
+        raise ValueError(f"{name} is an empty string; it names no module.")
+    return value
+
+
+def refuse_other_counts(given: Mapping[str, Any]) -> None:
+    """Refuse what is no whole number of at least 1, among values by what they are called; None passes.
+
+    Raises:
+        ValueError: One is none.
+    """
+    for where, count in given.items():
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+            raise ValueError(f"{where}={count!r} has to be a whole number of at least 1.")
 
 
 def ways_to_match(pattern: str) -> int:
@@ -119,6 +175,12 @@ def refuse_slow(patterns: Iterable[tuple[str, str]]) -> None:
                 "expressions of at most 500 characters, without repeated groups, references and look-around, and with "
                 "at most three parts that repeat, such as '.*'. Put names of modules there."
             )
+
+
+def with_file(error: ValueError, name: str, subfolder: str | None) -> ValueError:
+    """Say in an error which file it is about."""
+    said = str(error)
+    return error if _CONFIGURATION in said else ValueError(f"{Path(name, subfolder or '', _CONFIGURATION)}: {said}")
 
 
 def read_json(path: str | Path) -> Any:

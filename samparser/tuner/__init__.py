@@ -6,23 +6,30 @@ Importing this package registers the method with PEFT.
 from __future__ import annotations
 
 from .config import SVDCoefficientConfig
+from .initialize import ExpansionReport, initialize_expansion
 from .layer import Conv2d, ConvTranspose2d, Linear, SVDCoefficientLayer
-from .learnt import coefficient_parameters, coefficients
 from .model import SVDCoefficientModel
 from .registration import register
-from .training_checks import unused_coefficients, warn_of_unused_coefficients
+from .training_loop import (
+    coefficient_parameters,
+    coefficients,
+    unused_coefficients,
+    warn_of_unused_coefficients,
+)
 
 register()
 
 __all__ = [
     "Conv2d",
     "ConvTranspose2d",
+    "ExpansionReport",
     "Linear",
     "SVDCoefficientConfig",
     "SVDCoefficientLayer",
     "SVDCoefficientModel",
     "coefficient_parameters",
     "coefficients",
+    "initialize_expansion",
     "unused_coefficients",
     "warn_of_unused_coefficients",
 ]

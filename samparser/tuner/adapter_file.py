@@ -13,7 +13,6 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, AuxiliaryTrainingWrapper
-from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from samparser._words import shortened
 
 from .base_record import check_record, decode
+from .choices import chosen_terms
 from .config import COMPILED, EMBEDDINGS, PREFIX, AdapterSource, SVDCoefficientConfig, hash_of_weights
 
 _ROOT = "base_model.model."
@@ -44,6 +44,7 @@ def check_adapter_file(config: SVDCoefficientConfig, source: AdapterSource, mode
     """
     for layer, record in (config.base_record or {}).items():
         check_record(layer, record)
+    _check_terms(config)
     path = _weights_file(source)
     if path is None:
         if config.base_record:
@@ -72,6 +73,17 @@ def check_adapter_file(config: SVDCoefficientConfig, source: AdapterSource, mode
             "with SVDCoefficientConfig.from_pretrained and save it with save_pretrained into the same folder: that "
             "takes the hash anew. The model was left as it was."
         )
+
+
+def _check_terms(config: SVDCoefficientConfig) -> None:
+    layers, terms = set(config.base_record or ()), set(config.expansion_record or ())
+    if terms - layers:
+        raise ValueError(
+            f"adapter_config.json in {source_name(config)} has terms for {shortened(sorted(terms - layers), 4)} in its "
+            "expansion_record, and no such layer in its base_record. Was it edited?"
+        )
+    for layer in sorted(terms):
+        chosen_terms(config, layer)
 
 
 def _weights_file(source: AdapterSource) -> Path | None:
@@ -153,7 +165,7 @@ def _missing_and_unknown(config: SVDCoefficientConfig, names: Iterable[str], mod
     if not layers:
         return ""
     exact, plain = set(names), {name.replace(COMPILED, "") for name in names}
-    expected = {f"{_ROOT}{layer}.{part}" for layer in layers for part in _parts(config)}
+    expected = {f"{_ROOT}{layer}.{part}" for layer in layers for part in _parts(config, layer)}
     whole = set(_in_modules_to_save(config, model))
     biases = {name for name in plain if config.bias != "none" and name.endswith(".bias")}
     embeddings = {name for name in plain if EMBEDDINGS & set(name.split("."))}
@@ -170,11 +182,15 @@ def _missing_and_unknown(config: SVDCoefficientConfig, names: Iterable[str], mod
     return "; ".join(said) + "." if said else ""
 
 
-def _parts(config: SVDCoefficientConfig) -> list[str]:
+def _parts(config: SVDCoefficientConfig, layer: str) -> list[str]:
     """The kinds of tensors that a layer of such an adapter has."""
-    bases = [f"{PREFIX}u", f"{PREFIX}vh"] if config.save_basis or config.trainable != "coefficients" else []
-    coefficients = [f"{PREFIX}d" if config.parametrization == "relative" else f"{PREFIX}p"]
-    return bases if config.trainable == "bases" else coefficients + bases
+    bases = [f"{PREFIX}u", f"{PREFIX}vh"] if config.has_own_bases else []
+    coefficients = [f"{PREFIX}p" if config.parametrization == "absolute" else f"{PREFIX}d"]
+    parts = bases if config.trainable in ("bases", "expansion") else coefficients + bases
+    terms = None if config.expansion is None else chosen_terms(config, layer)
+    if terms is not None:
+        parts += [f"{PREFIX}c", *([f"{PREFIX}a", f"{PREFIX}b"] if terms.stored else [])]
+    return parts
 
 
 def _in_modules_to_save(config: SVDCoefficientConfig, model: nn.Module) -> Iterator[str]:
@@ -192,9 +208,8 @@ def _wrong_shapes(config: SVDCoefficientConfig, tensors: Mapping[str, Tensor]) -
     plain = {name.replace(COMPILED, ""): tensor for name, tensor in tensors.items()}
     for layer, record in (config.base_record or {}).items():
         rows, columns = record["shape"][0], math.prod(record["shape"][1:])
-        pattern = get_pattern_key(config.rank_pattern.keys(), layer)
         full = min(rows, columns)
-        rank = min(config.rank_pattern.get(pattern, config.rank) or full, full)
+        rank = config.leading(layer, full)
         if "origin" in record and len(decode(record["origin"])) != rank:
             return f"{layer} has {rank} coefficients, but {len(decode(record['origin']))} as its origin in base_record."
         name = f"{_ROOT}{layer}.{PREFIX}"
@@ -202,6 +217,13 @@ def _wrong_shapes(config: SVDCoefficientConfig, tensors: Mapping[str, Tensor]) -
         if u is not None and len(record["shape"]) == 2 and len(u) == columns:
             rows, columns = columns, rows  # A weight that is stored as (in, out), as transformers' Conv1D has it.
         shapes = {"p": (rank,), "d": (rank,), "u": (rows, rank), "vh": (rank, columns)}
+        terms = None if config.expansion is None else chosen_terms(config, layer, full)
+        if terms is not None:
+            n, stored = terms.count, terms.stored
+            a = plain.get(f"{name}a")
+            if a is not None and len(record["shape"]) == 2 and len(a) == columns:
+                rows, columns = columns, rows
+            shapes |= {"c": (n,), "a": (rows, stored), "b": (stored, columns)}
         expected = {f"{name}{kind}": torch.empty(shape, device="meta") for kind, shape in shapes.items()}
         if problem := _compare({key: plain[key] for key in expected if key in plain}, expected):
             return problem

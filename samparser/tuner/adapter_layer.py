@@ -1,4 +1,4 @@
-"""Adapters of one layer: their parameters, which of them train, scaling, and the change of the weight they make."""
+"""Adapters of one layer: their parameters, which of them train, scaling, and how they follow the base weight."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .base_record import Match, Record, make_record, match_base, report
 from .bases import WeightSample, as_factored, bases_of, is_plain, value_hash, whole_tensor
+from .choices import chosen_terms, stored_dtype, wanted_terms
 from .config import COMPILED, Form, SVDCoefficientConfig
-from .factors import Factors, coefficient_groups, tie_change
+from .expansion import Chosen, Expansion, Wanted
+from .factors import Factors, coefficient_groups
 from .weight_cache import KeptWeight
 
-COEFFICIENTS = ("svd_coefficient_p", "svd_coefficient_d")
+COEFFICIENTS = ("svd_coefficient_p", "svd_coefficient_d", "svd_coefficient_c")
 BASES = ("svd_coefficient_u", "svd_coefficient_vh")
+DIRECTIONS = ("svd_coefficient_a", "svd_coefficient_b")
 
 
 class CoefficientDict(nn.ParameterDict):
@@ -54,7 +56,8 @@ class AdapterState:
     `groups` (k,) says which of the k leading coefficients move together; None when none have to. `record` is what
     the adapter remembers of the base weight, None while that has no values. `check_later` is set for an adapter that
     was loaded while the base weight had no values. `form` is how the layer should compute, see
-    `samparser.tuner.functional`.
+    `samparser.tuner.functional`. `relative` says that d is a share of p0. `expansion` are the terms beside the
+    coefficients, `wanted` those that were asked for; terms that are wanted and not there yet wait for the data pass.
     """
 
     origin: Tensor
@@ -65,6 +68,14 @@ class AdapterState:
     base_check: str
     check_later: bool = False
     form: Form = "auto"
+    relative: bool = False
+    expansion: Expansion | None = None
+    wanted: Wanted | None = None
+
+    @property
+    def awaits(self) -> bool:
+        """Whether the adapter has yet to get its terms, from `initialize_expansion`."""
+        return self.wanted is not None and self.expansion is None
 
     @property
     def rank(self) -> int:
@@ -73,19 +84,27 @@ class AdapterState:
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
-    """The adapters of one layer, and the change of the weight that they make together.
+    """The adapters of one layer; `ChangedLayer` has the change of the weight that they make together.
 
     `bases` are the factors `u diag(p0) vh` of the layer's weight, shared by all adapters; the weight was rounded to
     `rounded_to` first, where that is set. Each adapter has either p itself (`svd_coefficient_p`) or d with
-    p = p0 (1 + d) (`svd_coefficient_d`), of shape (k,), and bases of its own (`svd_coefficient_u`,
-    `svd_coefficient_vh`) if it trains or saves them.
+    p = p0 (1 + d) or p0 + d (`svd_coefficient_d`), of shape (k,), and bases of its own (`svd_coefficient_u`,
+    `svd_coefficient_vh`) if it trains or saves them. The terms of an expansion have coefficients
+    (`svd_coefficient_c`) and, where they are no pairs of bases, vectors (`svd_coefficient_a`, `svd_coefficient_b`).
     """
 
     adapts_coefficients = True
-    adapter_layer_names = (*COEFFICIENTS, *BASES)
+    adapter_layer_names = (*COEFFICIENTS, *BASES, *DIRECTIONS)
     other_param_names = ("scaling", "states")
     active_adapters: list[str]
     base_layer: nn.Module
+    svd_coefficient_p: CoefficientDict
+    svd_coefficient_d: CoefficientDict
+    svd_coefficient_c: CoefficientDict
+    svd_coefficient_u: CoefficientDict
+    svd_coefficient_vh: CoefficientDict
+    svd_coefficient_a: CoefficientDict
+    svd_coefficient_b: CoefficientDict
 
     def __init__(self, base_layer: nn.Module, name: str, match: Match, *, fan_in_fan_out: bool = False) -> None:
         super().__init__()
@@ -96,13 +115,12 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self._kept: KeptWeight | None = None
         self._sample = WeightSample.of(self.base_weight)
         self._seen: dict[str, Tensor] = {}
+        self._pair_bases: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
         self.layer_name = name
         self.bases: Factors = match.bases
         self.rounded_to = match.rounded_to
-        self.svd_coefficient_p = CoefficientDict({})
-        self.svd_coefficient_d = CoefficientDict({})
-        self.svd_coefficient_u = CoefficientDict({})
-        self.svd_coefficient_vh = CoefficientDict({})
+        for kind in self.adapter_layer_names:
+            setattr(self, kind, CoefficientDict({}))
         self.scaling: dict[str, float] = {}
         self.states: dict[str, AdapterState] = {}
         self._disable_adapters = False
@@ -136,28 +154,32 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """
         k = min(rank or self.bases.rank, self.bases.rank)
         origin = match.origin[:k]
-        own_bases = config.save_basis or config.trainable != "coefficients"
-        trained = set(BASES) if config.trainable != "coefficients" else set()
-        if config.trainable != "bases":
-            relative = config.parametrization == "relative"
-            name = "svd_coefficient_d" if relative else "svd_coefficient_p"
-            getattr(self, name)[adapter_name] = nn.Parameter(torch.zeros_like(origin) if relative else origin.clone())
+        trained = set(BASES) if config.trains_bases else set()
+        if config.trainable not in ("bases", "expansion"):
+            offset = config.parametrization != "absolute"
+            name = "svd_coefficient_d" if offset else "svd_coefficient_p"
+            getattr(self, name)[adapter_name] = nn.Parameter(torch.zeros_like(origin) if offset else origin.clone())
             trained.add(name)
-        if own_bases:
+        if config.has_own_bases:
             self.svd_coefficient_u[adapter_name] = nn.Parameter(self.bases.u[:, :k].clone())
             self.svd_coefficient_vh[adapter_name] = nn.Parameter(self.bases.vh[:k].clone())
         self.scaling[adapter_name] = float(config.scaling)
         self.states[adapter_name] = AdapterState(
             origin=origin,
             # Bases that travel with the adapter need not be found again, so nothing has to move together.
-            groups=None if own_bases or match.group_p0.is_meta else coefficient_groups(match.group_p0, k),
+            groups=None if config.has_own_bases or match.group_p0.is_meta else coefficient_groups(match.group_p0, k),
             initial_scaling=self.scaling[adapter_name],
             trained=frozenset(trained),
             record=match.record,
             base_check=config.base_check,
             check_later=match.kind == "unchecked",
             form=config.form,
+            relative=config.parametrization == "relative",
         )
+        if config.expansion is not None:
+            self.states[adapter_name].wanted = wanted_terms(config, self.layer_name)
+            if expansion := chosen_terms(config, self.layer_name, self.bases.rank):
+                self.set_expansion(adapter_name, expansion, stored_dtype(config))
         if not config.init_weights:
             self._start_at_random(adapter_name)
         self.set_adapter(self.active_adapters)
@@ -173,9 +195,38 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             noise = 0.1 * torch.randn(parameter.shape).to(parameter)
             if name == "svd_coefficient_p":
                 noise = noise * state.origin
-            elif name != "svd_coefficient_d":
+            elif name in BASES:
                 noise = noise * parameter.square().mean().sqrt()
             parameter.add_(noise)
+
+    def set_expansion(
+        self, adapter_name: str, expansion: Expansion, dtype: torch.dtype, chosen: Chosen | None = None
+    ) -> None:
+        """Give an adapter its terms, with coefficients of zero; those that it had keep theirs.
+
+        Args:
+            adapter_name: The adapter.
+            expansion: All of its terms.
+            dtype: That of the stored vectors.
+            chosen: The directions that come last, with their vectors; None leaves the stored vectors to be loaded.
+        """
+        out, fan_in = len(self.bases.u), self.bases.vh.shape[1]
+        state, device = self.states[adapter_name], self.bases.u.device
+        empty = torch.zeros(out, expansion.stored, dtype=dtype), torch.zeros(expansion.stored, fan_in, dtype=dtype)
+        a, b = empty if chosen is None or chosen.a is None or chosen.b is None else (chosen.a, chosen.b)
+        c = self.bases.p.new_zeros(expansion.count)
+        if adapter_name in self.svd_coefficient_c:
+            before = self.svd_coefficient_c[adapter_name].detach()
+            c[: len(before)] = before
+            if adapter_name in self.svd_coefficient_a and chosen is not None and chosen.a is not None:
+                a = torch.cat([self.svd_coefficient_a[adapter_name].detach(), a], 1)
+                b = torch.cat([self.svd_coefficient_b[adapter_name].detach(), b])
+        self.svd_coefficient_c[adapter_name] = nn.Parameter(c)
+        if expansion.stored:
+            self.svd_coefficient_a[adapter_name] = nn.Parameter(a.to(device), requires_grad=False)
+            self.svd_coefficient_b[adapter_name] = nn.Parameter(b.to(device), requires_grad=False)
+        state.expansion = expansion if self.bases.is_meta else expansion.to(device)
+        state.trained |= {"svd_coefficient_c"}
 
     def parameters_of_adapters(self) -> list[tuple[str, str, nn.Parameter]]:
         """List all adapter parameters of the layer as (kind, adapter, parameter)."""
@@ -229,69 +280,9 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             initial, now = self.states[adapter].initial_scaling, self.scaling[adapter]
             self.scaling[adapter] = initial if scale is None else now / scale
 
-    # The change of the weight
-
     def present(self, adapter_names: Sequence[str]) -> list[str]:
         """Choose the adapters among these that this layer has, in an order that does not depend on theirs."""
         return sorted(set(adapter_names) & set(self.states))
-
-    def spectrum(self, adapter_name: str) -> tuple[Tensor, Tensor]:
-        """Give (p0, p) of an adapter, each (k,): its coefficients at the start and now, before scaling."""
-        origin = self.states[adapter_name].origin
-        return origin, origin + self.coefficient_change(adapter_name)
-
-    def coefficient_change(self, adapter_name: str) -> Tensor:
-        """Compute p - p0 of an adapter, (k,), in float32 or wider."""
-        state = self.states[adapter_name]
-        if adapter_name in self.svd_coefficient_d:
-            change = state.origin * self.svd_coefficient_d[adapter_name]
-        elif adapter_name in self.svd_coefficient_p:
-            p = self.svd_coefficient_p[adapter_name]
-            change = p.to(torch.promote_types(p.dtype, state.origin.dtype)) - state.origin
-        else:  # Only the bases of this adapter train.
-            return torch.zeros_like(state.origin)
-        return tie_change(change, state.groups)
-
-    def terms_of(self, adapter_names: Sequence[str]) -> list[Factors]:
-        """Write the change of the weight by these adapters together as a sum; an empty list for none."""
-        shared: list[Tensor] = []
-        terms: list[Factors] = []
-        for name in self.present(adapter_names):
-            change, scale = self.coefficient_change(name), self.scaling[name]
-            if name not in self.svd_coefficient_u:
-                shared.append(change * scale)
-                continue
-            state, u, vh = self.states[name], self.svd_coefficient_u[name], self.svd_coefficient_vh[name]
-            if "svd_coefficient_u" in state.trained:
-                # U' diag(p) Vh' - U diag(p0) Vh: the bases of the adapter are no longer those of the weight.
-                terms.append(Factors(u, (state.origin + change) * scale, vh))
-                terms.append(self.bases.with_coefficients(-state.origin * scale))
-            else:
-                terms.append(Factors(u, change * scale, vh))
-        if shared:
-            rank = max(map(len, shared))
-            padded = [_pad(change, rank) for change in shared]
-            terms.append(self.bases.with_coefficients(sum(padded[1:], padded[0])))
-        return terms
-
-    def term_by_sample(self, adapter_names: Sequence[str]) -> Factors | None:
-        """Write the change for a batch whose sample n has the adapter adapter_names[n] as one term with p of (N, k).
-
-        None when an adapter has bases of its own: then one term cannot serve all samples.
-        """
-        present = self.present(adapter_names)
-        if any(name in self.svd_coefficient_u for name in present):
-            return None
-        changes = {name: self.coefficient_change(name) * self.scaling[name] for name in present}
-        rank = max(len(change) for change in changes.values())
-        none = changes[present[0]].new_zeros(rank)
-        return self.bases.with_coefficients(
-            torch.stack([_pad(changes.get(name, none), rank) for name in adapter_names])
-        )
-
-    def trains_bases(self) -> bool:
-        """Tell whether an active adapter has bases of its own that train."""
-        return any("svd_coefficient_u" in self.states[name].trained for name in self.present(self.active_adapters))
 
     # When the base weight gets its values, or other ones, after the layer was adapted: the bases follow it
 
@@ -324,6 +315,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             bases, rounded_to, rank = match.bases, match.rounded_to, state.rank
             state.origin, state.record, state.check_later = match.origin[:rank], match.record, False
             state.groups = None if exact else coefficient_groups(match.group_p0, rank)
+            state.expansion = state.expansion and state.expansion.to(match.bases.u.device)
         self.bases = bases or bases_of(self.layer_name, self.unmerged_weight, fan_in_fan_out=self.fan_in_fan_out)
         self.rounded_to = rounded_to
         self._sample = WeightSample.of(self.unmerged_weight)
@@ -393,7 +385,3 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             origin = state.origin if kept else None
             state.record = make_record(as_factored(weight, self.rounded_to), self.bases.p, origin)
         self._kept, self._sample = None, WeightSample.of(self.unmerged_weight)
-
-
-def _pad(change: Tensor, rank: int) -> Tensor:
-    return F.pad(change, (0, rank - len(change))) if len(change) < rank else change

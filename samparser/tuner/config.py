@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import inspect
-import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_type_hints
+from typing import Any, Literal
 
 from huggingface_hub import hf_hub_download
 from peft.config import PeftConfig
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftType
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType
 from peft.utils.constants import EMBEDDING_LAYER_NAMES
+from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from samparser._files import replacing
-from samparser._hashing import sha256_of
-from samparser._untrusted import fits, refuse_invalid, refuse_slow, shown
+from samparser._files import AdapterSource, add_to_card
+from samparser._hashing import hash_of_tensors
+from samparser._untrusted import (
+    names_or_pattern,
+    refuse_invalid,
+    refuse_other_choices,
+    refuse_other_counts,
+    refuse_other_types,
+    refuse_slow,
+    with_file,
+)
+
+from .choices import PLAIN, check_together
 
 NAME = "SVD_COEFFICIENT"
 """The name of the method in PEFT's registry and in every adapter_config.json."""
@@ -30,33 +40,25 @@ PREFIX = "svd_coefficient_"
 FORMAT_VERSION = 1
 """The version of the adapter format that this release writes, and the newest it reads."""
 
-Trainable = Literal["coefficients", "bases", "both"]
-Parametrization = Literal["absolute", "relative"]
+Trainable = Literal["coefficients", "bases", "both", "expansion"]
+Parametrization = Literal["absolute", "offset", "relative"]
+ExpansionKind = Literal["pairs", "gradient", "random", "mixed"]
+StoredDtype = Literal["float32", "float16"]
 Bias = Literal["none", "all", "svd_coefficient_only"]
 BaseCheck = Literal["refuse", "warn"]
 Form = Literal["auto", "factored", "rebuilt"]
+
+_CHOICES = {"trainable": Trainable, "parametrization": Parametrization, "bias": Bias, "base_check": BaseCheck}
+_CHOICES |= {"form": Form, "expansion_dtype": StoredDtype}
 
 COMPILED = "_orig_mod."
 """What `torch.compile(module)` puts into the names below a module. Saved names are without it."""
 EMBEDDINGS = frozenset(EMBEDDING_LAYER_NAMES)
 """The names of embeddings, which PEFT saves along where they were resized."""
 
-# PEFT's reader itself: `peft_reading` wraps it for those who call it on PeftConfig.
+# PEFT's reader itself: `registration` wraps it for those who call it on PeftConfig.
 _READ = PeftConfig.from_pretrained.__func__
 _CARD_LINE = "This adapter needs `import samparser` (`pip install samparser`) before PEFT can load it."
-
-
-class AdapterSource(NamedTuple):
-    """Where a saved adapter lies: a folder, or a repository on the Hub with the arguments it is downloaded with."""
-
-    name: str
-    subfolder: str | None
-    download: dict[str, Any]
-
-    @property
-    def folder(self) -> Path:
-        """The folder, which does not exist where the name is one on the Hub."""
-        return Path(self.name, self.subfolder or "")
 
 
 @dataclass
@@ -115,15 +117,41 @@ class SVDCoefficientConfig(PeftConfig):
         default="coefficients",
         metadata={
             "help": "What to train: 'coefficients' (p, the method: min(out, fan_in) numbers a layer), 'bases' (U and "
-            "Vh at fixed p0) or 'both'. Bases are rank * (out + fan_in) numbers a layer and are saved with the adapter."
+            "Vh at fixed p0), 'both', or 'expansion' (its terms alone). Bases have rank * (out + fan_in) numbers."
         },
     )
     parametrization: Parametrization = field(
         default="absolute",
         metadata={
             "help": "'absolute' trains p itself, as the paper does: one learning rate moves every coefficient by the "
-            "same amount. 'relative' trains d in p = p0 * (1 + d), so that one rate means the same percentage of every "
-            "coefficient; those that are zero cannot move."
+            "same amount, and weight decay pulls it to zero. 'offset' trains d in p = p0 + d, which decay pulls to the "
+            "start. 'relative' trains d in p = p0 * (1 + d), so that a rate of 1e-2 is the same percentage of each; "
+            "those that are zero cannot move. The unit of an expansion is 1, or with 'relative' the mean of p0."
+        },
+    )
+    expansion: ExpansionKind | None = field(
+        default=None,
+        metadata={
+            "help": "Train terms beside the coefficients, chosen by samparser.initialize_expansion: 'pairs' of the "
+            "weight's bases, 'gradient' directions, stored, or 'random' ones as a control; sums may be 'mixed'."
+        },
+    )
+    expansion_rank: int | dict[str, int] | None = field(
+        default=None,
+        metadata={
+            "help": "Terms of each layer, or numbers by layers' names or regular expressions, others having none. None "
+            "is 64 pairs or 4 directions, or what a layer allows."
+        },
+    )
+    expansion_dtype: StoredDtype = field(
+        default="float32",
+        metadata={"help": "How the directions of an expansion are stored: 'float32', or 'float16' in half the room."},
+    )
+    top: float | None = field(
+        default=None,
+        metadata={
+            "help": "Train only the leading coefficients of each layer, a share such as 0.25 or a number as `rank` is. "
+            "The rest stays at p0 and is not saved. None trains all."
         },
     )
     rank: int | None = field(
@@ -202,6 +230,13 @@ class SVDCoefficientConfig(PeftConfig):
             "weight it was trained on. Loading compares it with the base model; None compares nothing."
         },
     )
+    expansion_record: dict[str, dict[str, Any]] | None = field(
+        default=None,
+        metadata={
+            "help": "Written when an adapter is saved: the terms that each layer got, and the share of the signal that "
+            "was measured. None: they have not been chosen."
+        },
+    )
     format_version: int = field(
         default=FORMAT_VERSION,
         metadata={
@@ -223,9 +258,12 @@ class SVDCoefficientConfig(PeftConfig):
         # Not fields, so never saved: where this was read from, and the record of the model that is being saved.
         self._source: AdapterSource | None = None
         self._record_to_save: dict[str, dict[str, Any]] | None = None
+        self._expansion_to_save: dict[str, dict[str, Any]] | None = None
         self._hash_to_save: str | None = None
-        self._check_choices()
-        self._check_types()
+        refuse_other_choices(self, _CHOICES)
+        if not isinstance(self.scaling, (int, float)) or not abs(self.scaling) <= sys.float_info.max:
+            raise ValueError(f"scaling={self.scaling!r} is not a finite number.")
+        refuse_other_types(self)
         if self.base_record:
             self.base_record = {name.replace(COMPILED, ""): record for name, record in self.base_record.items()}
         if self.format_version > FORMAT_VERSION:
@@ -234,52 +272,35 @@ class SVDCoefficientConfig(PeftConfig):
                 "Upgrade samparser to load it."
             )
         self._check_targets()
-        self._check_ranks()
-        if self.trainable == "bases" and self.parametrization == "relative":
-            raise ValueError(
-                "parametrization='relative' says how coefficients are trained, but trainable='bases' trains none. Use "
-                "trainable='both' or leave parametrization='absolute'."
-            )
-        if self.form == "factored" and (self.trainable != "coefficients" or self.save_basis):
-            what = "save_basis=True" if self.save_basis else f"trainable={self.trainable!r}"
-            raise ValueError(
-                f"form='factored' uses the bases of the layer, but {what} gives the adapter bases of its own. Leave "
-                "form='auto'."
-            )
+        refuse_other_counts({"rank": self.rank, **{f"rank_pattern[{k!r}]": r for k, r in self.rank_pattern.items()}})
+        if any(getattr(self, name) != usual for name, usual in PLAIN.items()):
+            check_together(self)
 
-    def _check_types(self) -> None:
-        hints = get_type_hints(type(self))
-        for name in sorted(f.name for f in fields(self)):
-            value = getattr(self, name)
-            if not fits(value, hints[name]):
-                declared = re.sub(r"typing\.|<class '|'>", "", str(hints[name]))
-                raise ValueError(f"{name}={shown(value)} is not possible; it has to be {declared}.")
+    @property
+    def trains_bases(self) -> bool:
+        """Whether U and Vh are trained."""
+        return self.trainable in ("bases", "both")
 
-    def _check_choices(self) -> None:
-        choices = {"trainable": Trainable, "parametrization": Parametrization, "bias": Bias}
-        choices |= {"base_check": BaseCheck, "form": Form}
-        for name, literal in choices.items():
-            value = getattr(self, name)
-            if value not in get_args(literal):
-                possible = ", ".join(map(repr, get_args(literal)))
-                raise ValueError(f"{name}={value!r} is not possible; choose one of {possible}.")
-        if not isinstance(self.scaling, (int, float)) or not abs(self.scaling) <= sys.float_info.max:
-            raise ValueError(f"scaling={self.scaling!r} is not a finite number.")
+    @property
+    def has_own_bases(self) -> bool:
+        """Whether the adapter brings U and Vh."""
+        return self.save_basis or self.trains_bases
+
+    def leading(self, layer: str, full: int) -> int:
+        """Give the number of leading coefficients that the adapter changes in a layer that has `full`."""
+        count = self.rank_pattern.get(get_pattern_key(self.rank_pattern.keys(), layer), self.rank)
+        if count is None and self.top is not None:
+            count = max(1, round(self.top * full)) if isinstance(self.top, float) and self.top <= 1 else int(self.top)
+        return min(count or full, full)
 
     def _check_targets(self) -> None:
         for name in ("target_modules", "exclude_modules"):
-            value = getattr(self, name)
-            if isinstance(value, (list, tuple, set)):
-                if name == "target_modules" and not value:
-                    raise ValueError(
-                        "target_modules is empty: name at least one layer or container such as 'neck', or leave it out "
-                        "for the default of the model's type."
-                    )
-                if not all(isinstance(item, str) and item for item in value):
-                    raise ValueError(f"{name}={value!r} has to hold names of modules, not empty and of type str.")
-                setattr(self, name, set(value))
-            elif value == "":
-                raise ValueError(f"{name} is an empty string; it names no module.")
+            setattr(self, name, names_or_pattern(name, getattr(self, name)))
+        if self.target_modules == set():
+            raise ValueError(
+                "target_modules is empty: name at least one layer or container such as 'neck', or leave it out for the "
+                "default of the model's type."
+            )
         refuse_invalid(self._patterns())
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise ValueError(
@@ -291,18 +312,14 @@ class SVDCoefficientConfig(PeftConfig):
 
     def _patterns(self) -> list[tuple[str, str]]:
         """The regular expressions among the fields, as PEFT or we match them, each with the name of its field."""
-        fields_of_strings = [(name, getattr(self, name)) for name in ("target_modules", "exclude_modules")]
-        patterns = [(name, value) for name, value in fields_of_strings if isinstance(value, str)]
+        patterns = [(name, getattr(self, name)) for name in ("target_modules", "exclude_modules")]
+        patterns = [(name, value) for name, value in patterns if isinstance(value, str)]
         of_layers = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern
         patterns += [("layers_pattern", pattern) for pattern in of_layers or ()]
         patterns += [("rank_pattern", pattern) for pattern in self.rank_pattern]
+        counts = self.expansion_rank if isinstance(self.expansion_rank, dict) else {}
+        patterns += [("expansion_rank", pattern) for pattern in counts]
         return patterns + [("modules_to_save", name) for name in self.modules_to_save or ()]
-
-    def _check_ranks(self) -> None:
-        given = {"rank": self.rank, **{f"rank_pattern[{key!r}]": rank for key, rank in self.rank_pattern.items()}}
-        for where, rank in given.items():
-            if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
-                raise ValueError(f"{where}={rank!r} has to be a whole number of at least 1.")
 
     @classmethod
     def from_pretrained(
@@ -339,6 +356,7 @@ class SVDCoefficientConfig(PeftConfig):
         saved = super().to_dict()
         del saved["base_check"]
         saved["base_record"] = self._record_to_save or saved["base_record"]
+        saved["expansion_record"] = self._expansion_to_save or saved["expansion_record"]
         saved["weights_sha256"] = self._hash_to_save or saved["weights_sha256"]
         for key, value in saved.items():
             if isinstance(value, set):
@@ -362,16 +380,7 @@ class SVDCoefficientConfig(PeftConfig):
             return
         # PEFT writes one card, beside the adapter called "default" or above the folders of the others.
         for card in (folder / "README.md", folder.parent / "README.md"):
-            text = card.read_text(encoding="utf-8") if card.is_file() else ""
-            if "- PEFT " in text and "import samparser" not in text:
-                with replacing(card) as temporary:
-                    temporary.write_text(f"{text.rstrip()}\n\n{_CARD_LINE}\n", encoding="utf-8", newline="\n")
-
-
-def with_file(error: ValueError, name: str, subfolder: str | None) -> ValueError:
-    """Say in an error which file it is about."""
-    said = str(error)
-    return error if CONFIG_NAME in said else ValueError(f"{Path(name, subfolder or '', CONFIG_NAME)}: {said}")
+            add_to_card(card, _CARD_LINE, where="- PEFT ", unless="import samparser")
 
 
 def hash_of_weights(tensors: Mapping[str, Tensor]) -> str | None:
@@ -383,8 +392,7 @@ def hash_of_weights(tensors: Mapping[str, Tensor]) -> str | None:
     named = {name: tensor for name, tensor in named.items() if not EMBEDDINGS & set(name.split("."))}
     if any(tensor.is_meta or hasattr(tensor, "full_tensor") for tensor in named.values()):
         return None
-    parts = ((f"{name} {tensor.dtype} {tuple(tensor.shape)} ", tensor) for name, tensor in sorted(named.items()))
-    return sha256_of(*(part for pair in parts for part in pair))
+    return hash_of_tensors(named)
 
 
 def _plain_name(name: str) -> str:

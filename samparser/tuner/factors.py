@@ -73,6 +73,22 @@ class Factors(NamedTuple):
         return Factors(self.u, p, self.vh) if k == len(self.vh) else Factors(self.u[:, :k], p, self.vh[:k])
 
 
+class Inside(NamedTuple):
+    """A weight along its own bases, with terms that pair the bases of two coefficients.
+
+    `sum_i p_i u_i vh_i + sum_k c_k u_rows[k] vh_columns[k]`, with u (out, r), vh (r, fan_in), p (r,) and rows, columns
+    and c (k,), which are None where there are no pairs. Where every sample has numbers of its own, p is (N, r) and c
+    (N, k). A pair costs nothing for each position of the input: it changes the left one of two small matrices.
+    """
+
+    u: Tensor
+    p: Tensor
+    vh: Tensor
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+    c: Tensor | None = None
+
+
 def fold(weight: Tensor, *, fan_in_fan_out: bool = False) -> Float[Tensor, "out fan_in"]:
     """Read a layer's weight as a matrix (out, fan_in).
 

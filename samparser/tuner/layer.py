@@ -10,12 +10,12 @@ import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
-from . import functional
-from .adapter_layer import AdapterLayer
+from . import factored, functional
 from .base_record import Match
 from .bases import WeightSample
+from .changed_layer import ChangedLayer, WeightChange, no_terms_yet
 from .config import Form
-from .factors import Factors
+from .factors import Factors, Inside
 from .targets import without_values
 from .weight_cache import BasesFit, KeptWeight
 
@@ -23,7 +23,7 @@ BASE = "__base__"
 """In a mixed batch, the adapter name that stands for the base model."""
 
 
-class SVDCoefficientLayer(AdapterLayer):
+class SVDCoefficientLayer(ChangedLayer):
     """A layer whose weight is changed through its coefficients by any number of adapters.
 
     The base layer keeps its weight, so that disabling and unmerging give it back bit for bit; a change of zero is
@@ -34,6 +34,7 @@ class SVDCoefficientLayer(AdapterLayer):
         super().__init__(base_layer, name, match, fan_in_fan_out=fan_in_fan_out)
         self._bases_fit = BasesFit(match.rounded_to is None and not match.bases.is_meta)
         self.takes_projection = False
+        self.gradient_probe: Tensor | None = None
 
     # The weight
 
@@ -41,13 +42,16 @@ class SVDCoefficientLayer(AdapterLayer):
     def weight(self) -> Tensor:
         """The weight that the layer computes with, for code that reads it instead of calling the layer.
 
-        `nn.MultiheadAttention` and the fast path of `nn.TransformerEncoderLayer` do. Differentiable.
+        `nn.MultiheadAttention` and the fast path of `nn.TransformerEncoderLayer` do. Differentiable. While
+        `gradient_probe` is set, zeros of the weight's shape, it is added, and its gradient is the weight's.
         """
         if self._disable_adapters:
-            return self.unmerged_weight
-        if self.merged_adapters:
-            return self.base_weight
-        return self._weight_with(self.terms_of(self.active_adapters))
+            weight = self.unmerged_weight
+        elif self.merged_adapters:
+            weight = self.base_weight
+        else:
+            weight = self._weight_with(self.terms_of(self.active_adapters))
+        return weight if self.gradient_probe is None else (weight + self.gradient_probe).to(weight.dtype)
 
     def _weight_with(self, terms: list[Factors]) -> Tensor:
         if not terms:
@@ -57,6 +61,8 @@ class SVDCoefficientLayer(AdapterLayer):
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """Form the change of the weight by one adapter, in the shape of the weight and in float32 or wider."""
         terms = self.terms_of([adapter_name])
+        if not terms:
+            return torch.zeros_like(self.base_weight, dtype=self.bases.u.dtype)
         return functional.change_of(terms, self.base_weight.shape, fan_in_fan_out=self.fan_in_fan_out)
 
     # Forward
@@ -68,6 +74,7 @@ class SVDCoefficientLayer(AdapterLayer):
 
         | state of the layer                   | computes                                            |
         |--------------------------------------|-----------------------------------------------------|
+        | has a gradient probe                 | with the adapted weight and the probe               |
         | takes a projection                   | on from z, with whatever is active, merged or named |
         | disabled, something merged           | with the kept copy of the weight                    |
         | disabled                             | the base layer                                      |
@@ -79,7 +86,7 @@ class SVDCoefficientLayer(AdapterLayer):
 
         Raises:
             ValueError: `adapter_names` has not one name for each sample, or adapters are merged; or the base weight
-                has no values.
+                has no values; or an active adapter is to be trained that has not got its expansion's terms.
         """
         if self.base_weight.is_meta and not x.is_meta:
             raise ValueError(without_values(self.layer_name, self.base_layer))
@@ -87,6 +94,10 @@ class SVDCoefficientLayer(AdapterLayer):
             self._give_values()
         if not self.training or x.device.type == "cpu":  # Elsewhere the comparison would wait in every step.
             self.follow_copied_weight()
+        if self.gradient_probe is not None:
+            return functional.with_weight(self.base_layer, x, self.weight, *args, **kwargs)
+        if self.training:
+            self._refuse_to_train_without_terms()
         if self.takes_projection:  # Of layers that take nothing beside x.
             return self._forward_projection(x, adapter_names)
         if self._disable_adapters:
@@ -95,7 +106,8 @@ class SVDCoefficientLayer(AdapterLayer):
             return self.base_layer(x, *args, **kwargs)
         if adapter_names is not None:
             return self._forward_mixed(x, adapter_names, *args, **kwargs)
-        terms = [] if self.merged_adapters else self.terms_of(self.active_adapters)
+        change = self.change_by([] if self.merged_adapters else self.active_adapters)
+        terms = change.terms(self.bases)
         if not terms:
             return self.base_layer(x, *args, **kwargs)
         if self.training or self._builds_graph(terms):
@@ -105,18 +117,18 @@ class SVDCoefficientLayer(AdapterLayer):
             if self._kept is None or not self._kept.fits(self.base_weight, terms):
                 self._kept = KeptWeight.form(self.base_weight, terms, self._weight_with)
             return functional.with_weight(self.base_layer, x, self._kept.weight, *args, **kwargs)
-        return self._adapted(x, terms, self.active_adapters, *args, **kwargs)
+        return self._adapted(x, change, self.active_adapters, *args, **kwargs)
 
     def _adapted(
         self,
         x: Tensor,
-        terms: list[Factors],
+        change: WeightChange,
         adapter_names: Sequence[str],
         output_size: Sequence[int] | None = None,
     ) -> Tensor:
-        has_factors = functional.has_factors(self.base_layer, x, output_size)
-        whole, form = self._whole(adapter_names) if has_factors else None, self._form(adapter_names)
-        if form == "factored" and whole is None:
+        has_factors = factored.has_factors(self.base_layer, x, output_size)
+        inside, form = self._inside(change, adapter_names) if has_factors else None, self._form(adapter_names)
+        if form == "factored" and inside is None:
             raise ValueError(
                 f"{self.layer_name} has no factored form: it is a convolution of several groups or a transposed one "
                 "whose blocks overlap or are padded, its weight is trained or was changed after it was adapted, or "
@@ -125,19 +137,27 @@ class SVDCoefficientLayer(AdapterLayer):
         return functional.adapted(
             self.base_layer,
             x,
-            terms,
+            change.terms(self.bases),
             fan_in_fan_out=self.fan_in_fan_out,
-            whole=whole,
+            inside=inside,
+            beside=change.beside,
             form=form,
             output_size=output_size,
         )
 
-    def _whole(self, adapter_names: Sequence[str]) -> Factors | None:
-        """The layer's bases, where they make up the base weight and these adapters change it along them alone."""
+    def _inside(self, change: WeightChange, adapter_names: Sequence[str]) -> Inside | None:
+        """The changed weight along the layer's bases, where these make up the base weight and no adapter has others."""
         own_bases = any(name in self.svd_coefficient_u for name in self.present(adapter_names))
         if own_bases or not self._bases_fit.holds(self.base_weight, self.bases, fan_in_fan_out=self.fan_in_fan_out):
             return None
-        return self.bases
+        return change.inside(self.bases)
+
+    def _refuse_to_train_without_terms(self) -> None:
+        if self._disable_adapters or not torch.is_grad_enabled():
+            return
+        waiting = [name for name in self.present(self.active_adapters) if self.states[name].awaits]
+        if waiting:
+            raise ValueError(no_terms_yet(self.layer_name, waiting[0]))
 
     def _form(self, adapter_names: Sequence[str]) -> Form:
         """The form that one of the adapters asks for, the first by name; "auto" where none does."""
@@ -160,10 +180,10 @@ class SVDCoefficientLayer(AdapterLayer):
         reason = None
         if isinstance(self.base_layer, nn.ConvTranspose2d):
             reason = "it is a transposed convolution"
-        elif isinstance(self.base_layer, nn.Conv2d) and not functional.is_pointwise(self.base_layer):
+        elif isinstance(self.base_layer, nn.Conv2d) and not factored.is_pointwise(self.base_layer):
             reason = "it is a convolution of more than one position, whose projection has no fewer numbers"
-        elif own := sorted(self.svd_coefficient_u):
-            reason = f"adapter {own[0]!r} has bases of its own (trainable bases, or save_basis)"
+        elif own := sorted({*self.svd_coefficient_u, *self.svd_coefficient_a}):
+            reason = f"adapter {own[0]!r} has bases of its own (trainable bases, save_basis, or stored directions)"
         elif not self._bases_fit.holds(self.unmerged_weight, self.bases, fan_in_fan_out=self.fan_in_fan_out):
             reason = "its weight is no longer the one that its bases were computed from"
         if reason:
@@ -171,14 +191,14 @@ class SVDCoefficientLayer(AdapterLayer):
         return self.bases.vh
 
     def _forward_projection(self, z: Tensor, adapter_names: Sequence[str] | None) -> Tensor:
-        changes: list[Factors] = []
+        change = self.change_by([])
         if adapter_names is not None and self.present(adapter_names):
-            by_sample = self.term_by_sample(adapter_names)
+            by_sample = self.change_by_sample(adapter_names)
             assert by_sample is not None  # No adapter has bases of its own: `projection` saw to it.
-            changes = [by_sample]
+            change = by_sample
         elif adapter_names is None and not self._disable_adapters:
-            changes = self.terms_of(self.merged_adapters or self.active_adapters)
-        return functional.from_projection(self.base_layer, z, self.bases, changes)
+            change = self.change_by(self.merged_adapters or self.active_adapters)
+        return factored.from_projection(self.base_layer, z, change.inside(self.bases))
 
     def _builds_graph(self, terms: list[Factors]) -> bool:
         tensors = [self.base_weight, *(tensor for term in terms for tensor in term)]
@@ -201,13 +221,14 @@ class SVDCoefficientLayer(AdapterLayer):
         present = self.present(adapter_names)
         if not present:
             return self.base_layer(x, **further)
-        term = self.term_by_sample(adapter_names)
-        if term is not None and functional.has_factors(self.base_layer, x, output_size):
-            return functional.adapted_by_sample(self.base_layer, x, term, whole=self._whole(present))
+        change = self.change_by_sample(adapter_names)
+        if change is not None and factored.has_factors(self.base_layer, x, output_size):
+            terms, inside = change.terms(self.bases), self._inside(change, present)
+            return functional.adapted_by_sample(self.base_layer, x, terms, inside=inside, beside=change.beside)
         result = self.base_layer(x, **further)
         for name in present:
             rows = torch.tensor([i for i, n in enumerate(adapter_names) if n == name], device=x.device)
-            part = self._adapted(x[rows], self.terms_of([name]), [name], **further)
+            part = self._adapted(x[rows], self.change_by([name]), [name], **further)
             result = result.index_copy(0, rows, part.to(result.dtype))
         return result
 
@@ -250,6 +271,8 @@ class SVDCoefficientLayer(AdapterLayer):
 
     def _merged_weight(self, new: list[str]) -> Tensor:
         terms = self.terms_of([*self.merged_adapters, *new])
+        if not terms:
+            return self.unmerged_weight.detach().clone()
         return functional.rebuilt_weight(self.unmerged_weight.detach(), terms, fan_in_fan_out=self.fan_in_fan_out)
 
     def _refuse_not_finite(self, merged: Tensor, new: list[str]) -> None:
@@ -296,6 +319,7 @@ class SVDCoefficientLayer(AdapterLayer):
         for state in self.states.values():
             state.origin = state.origin.to(device)
             state.groups = state.groups if state.groups is None else state.groups.to(device)
+            state.expansion = state.expansion and state.expansion.to(device)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Bring an adapter to the base layer's device. PEFT's own also rounds it to the base layer's dtype."""

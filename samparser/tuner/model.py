@@ -11,18 +11,19 @@ from typing import Any, ClassVar, Literal
 import torch
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import AuxiliaryTrainingWrapper
-from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .adapter_file import check_adapter_file, check_layers, check_tensors
 from .base_record import Match, match_base, report
+from .changed_layer import no_terms_yet
+from .choices import check_patterns, chosen_terms
 from .config import COMPILED, PREFIX, SVDCoefficientConfig, hash_of_weights
 from .defaults import MODEL_TYPES, NECK, default_targets
 from .factors import free_coefficients
 from .layer import BASE, Conv2d, ConvTranspose2d, Linear, SVDCoefficientLayer
 from .targets import UnsupportedModuleError, refuse_offloaded, resolve_targets, unsupported_reason
-from .training_checks import warn_of_running_statistics
+from .training_loop import warn_of_running_statistics
 from .weighted_adapter import check_sum, config_of_sum, fill_sum
 
 
@@ -83,12 +84,17 @@ class SVDCoefficientModel(BaseTuner):
             return
         check_layers(peft_config, map(_without_compile_prefix, names))
         refuse_offloaded(model, names)
+        if peft_config.expansion is not None:
+            check_patterns(peft_config, [_without_compile_prefix(name) for name in names])
         self._planned = {name: self._match(peft_config, name, model.get_submodule(name)) for name in names}
         report(
             self._planned.values(),
             base_check=peft_config.base_check,
             exact_anyway=peft_config.save_basis or peft_config.trainable != "coefficients",
         )
+        if peft_config.expansion is not None:  # Pairs of bases that a layer does not have are refused.
+            for name, match in self._planned.items():
+                chosen_terms(peft_config, _without_compile_prefix(name), match.bases.rank)
         peft_config.target_modules = set(names)
 
     def _match(self, config: SVDCoefficientConfig, name: str, target: nn.Module) -> Match:
@@ -124,8 +130,7 @@ class SVDCoefficientModel(BaseTuner):
                 "exclude_modules to leave it as it is."
             )
         match = self._planned.get(current_key) or self._match(peft_config, current_key, target)
-        pattern = get_pattern_key(peft_config.rank_pattern.keys(), current_key)
-        rank = peft_config.rank_pattern.get(pattern, peft_config.rank)
+        rank = peft_config.leading(current_key, match.bases.rank)
         if isinstance(target, SVDCoefficientLayer):
             target.update_layer(adapter_name, peft_config, match, rank)
             layer = target
@@ -263,6 +268,10 @@ class SVDCoefficientModel(BaseTuner):
             layer.follow_copied_weight()
         states = {layer.layer_name: layer.states.get(adapter_name) for layer in layers}
         config._record_to_save = {name: state.record for name, state in states.items() if state and state.record}
+        if waiting := [name for name, state in states.items() if state and state.awaits]:
+            raise ValueError(no_terms_yet(waiting[0], adapter_name))
+        expansions = {name: state.expansion for name, state in states.items() if state and state.expansion}
+        config._expansion_to_save = {name: expansion.record() for name, expansion in expansions.items()} or None
         found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, *args, **kwargs)
         # What PEFT adds for modules_to_save, which is hashed along.
         whole = dict(found)

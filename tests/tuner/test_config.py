@@ -39,8 +39,8 @@ from samparser import SVDCoefficientConfig
         ({"weights_sha256": 7}, "weights_sha256=7 is not possible; it has to be str | None"),
         ({"target_modules": "neck.("}, r"'neck.\(' is a string and so a regular expression, but not a valid one"),
         ({"exclude_modules": [""]}, "exclude_modules.*has to hold names of modules"),
-        ({"trainable": "all"}, r"trainable='all' is not possible.*'coefficients', 'bases', 'both'"),
-        ({"parametrization": "log"}, r"parametrization='log'.*'absolute', 'relative'"),
+        ({"trainable": "all"}, r"trainable='all' is not possible.*'coefficients', 'bases', 'both', 'expansion'"),
+        ({"parametrization": "log"}, r"parametrization='log'.*'absolute', 'offset', 'relative'"),
         ({"bias": "lora_only"}, r"bias='lora_only'.*'svd_coefficient_only'"),
         ({"base_check": "off"}, r"base_check='off'.*'refuse', 'warn'"),
         ({"rank": 0}, "rank=0 has to be a whole number of at least 1"),
@@ -97,10 +97,8 @@ def test_a_field_of_a_newer_release_is_ignored_with_pefts_warning_and_a_newer_fo
     SVDCoefficientConfig(target_modules=["a"]).save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
     saved = json.loads(path.read_text())
-    path.write_text(json.dumps({**saved, "expansion": 4}))
-    with pytest.warns(
-        UserWarning, match=r"Unexpected keyword arguments \['expansion'\] for class SVDCoefficientConfig"
-    ):
+    path.write_text(json.dumps({**saved, "rotation": 4}))
+    with pytest.warns(UserWarning, match=r"Unexpected keyword arguments \['rotation'\] for class SVDCoefficientConfig"):
         assert reader.from_pretrained(tmp_path).target_modules == {"a"}
     path.write_text(json.dumps({**saved, "format_version": 2}))
     with pytest.raises(ValueError, match=r"adapter_config.json: The adapter has format version 2"):

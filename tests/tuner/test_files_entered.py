@@ -35,7 +35,7 @@ def test_attaching_saving_and_loading_an_adapter_enters_at_most_nine_files(tmp_p
         assert torch.equal(p, loaded.get_parameter(name))
 
 
-def test_the_room_has_at_most_twenty_files_of_at_most_four_hundred_lines():
+def test_the_room_has_at_most_twenty_two_files_of_at_most_four_hundred_lines():
     lines = {path.name: len(path.read_text().splitlines()) for path in ROOM.glob("*.py")}
-    assert len(lines) <= 20
+    assert len(lines) <= 22
     assert max(lines.values()) <= 400, max(lines, key=lines.get)

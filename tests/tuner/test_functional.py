@@ -9,9 +9,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from samparser import SVDCoefficientConfig
-from samparser.tuner import adapter_layer, functional
-from samparser.tuner.factors import Factors, factorize
-from samparser.tuner.functional import cheaper_form, combine, factored
+from samparser.tuner import changed_layer, functional
+from samparser.tuner.factored import by_factors, combine
+from samparser.tuner.factors import Factors, Inside, factorize
+from samparser.tuner.functional import cheaper_form
 from tests.reference.functional import adapted_weight, layer_output, three_layers
 from tests.tuner.models import OLD_TORCH
 
@@ -52,7 +53,7 @@ def make(name: str, dtype: torch.dtype, generator: torch.Generator, channels_las
 def test_the_factored_form_equals_the_layer_with_the_whole_weight(name, dtype, channels_last, input_grad, generator):
     base, x, u, p, vh = make(name, dtype, generator, channels_last)
     ours_p, ours_x = p.clone().requires_grad_(True), x.clone().requires_grad_(input_grad)
-    y = factored(base, ours_x, u, ours_p, vh)
+    y = by_factors(base, ours_x, Inside(u, ours_p, vh))
     theirs_p, theirs_x = p.double().requires_grad_(True), x.double().requires_grad_(input_grad)
     expected = layer_output(base, theirs_x, adapted_weight(u, theirs_p, vh))
     torch.testing.assert_close(y, expected.to(dtype), **TOLERANCE[dtype])
@@ -70,8 +71,8 @@ def test_the_factored_form_equals_the_layer_with_the_whole_weight(name, dtype, c
 def test_first_and_second_derivatives_are_those_of_finite_differences(name, generator):
     base, x, u, p, vh = make(name, torch.float64, generator)
     inputs = (x[:1].requires_grad_(True), p.requires_grad_(True))
-    assert torch.autograd.gradcheck(lambda x, p: factored(base, x, u, p, vh), inputs, fast_mode=True)
-    assert torch.autograd.gradgradcheck(lambda x, p: factored(base, x, u, p, vh), inputs, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda x, p: by_factors(base, x, Inside(u, p, vh)), inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda x, p: by_factors(base, x, Inside(u, p, vh)), inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("name", ["pointwise conv", "conv", "uneven blocks", "linear"])
@@ -80,7 +81,7 @@ def test_nothing_but_the_projection_is_kept_for_the_backward_pass(name, generato
     kept = []
     for input_grad in (False, True):
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
-            y = factored(base, x.clone().requires_grad_(input_grad), u, p.clone().requires_grad_(True), vh)
+            y = by_factors(base, x.clone().requires_grad_(input_grad), Inside(u, p.clone().requires_grad_(True), vh))
         activations = [shape for shape in kept if len(shape) == x.ndim and shape != vh.shape]
         places = x if isinstance(base, nn.ConvTranspose2d) else y
         activations = [shape for shape in activations if shape.numel() >= places.numel() // places.shape[1]]
@@ -97,7 +98,7 @@ def test_no_gradient_is_computed_for_a_frozen_input_or_basis(name, positions, ge
     from torch.utils.flop_counter import FlopCounterMode
 
     def products(input_grad: bool) -> int:
-        y = factored(base, x.clone().requires_grad_(input_grad), u, p.clone().requires_grad_(True), vh)
+        y = by_factors(base, x.clone().requires_grad_(input_grad), Inside(u, p.clone().requires_grad_(True), vh))
         with FlopCounterMode(display=False) as counter:
             y.sum().backward()
         return counter.get_total_flops() // 2
@@ -114,8 +115,8 @@ def test_coefficients_for_each_sample_equal_one_run_for_each(generator):
     for name, channels_last in itertools.product(names, [False, True]):
         base, x, u, p, vh = make(name, torch.float32, generator, channels_last)
         each = torch.stack([p, 1 - 2 * p]).requires_grad_(True)
-        y = factored(base, x, u, each, vh)
-        expected = torch.cat([factored(base, x[i : i + 1], u, each[i], vh) for i in range(2)])
+        y = by_factors(base, x, Inside(u, each, vh))
+        expected = torch.cat([by_factors(base, x[i : i + 1], Inside(u, each[i], vh)) for i in range(2)])
         torch.testing.assert_close(y, expected, **TOLERANCE[torch.float32])
         assert torch.autograd.grad(y.sum(), each)[0].shape == each.shape
 
@@ -126,10 +127,10 @@ def test_autocast_computes_in_half_precision_and_keeps_gradients_in_float32(name
     p = p.requires_grad_(True)
     x = x.requires_grad_(True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = factored(base, x, u, p, vh)
+        y = by_factors(base, x, Inside(u, p, vh))
         theirs = base(x)
     assert y.dtype == theirs.dtype == torch.bfloat16
-    expected = factored(base, x, u, p, vh)
+    expected = by_factors(base, x, Inside(u, p, vh))
     torch.testing.assert_close(y.float(), expected, rtol=0.03, atol=0.03)
     got = torch.autograd.grad(y.float().square().sum(), (x, p))
     wanted = torch.autograd.grad(expected.square().sum(), (x, p))
@@ -141,16 +142,20 @@ def test_autocast_computes_in_half_precision_and_keeps_gradients_in_float32(name
 @pytest.mark.parametrize("name", ["pointwise conv", "blocks"])
 def test_samples_can_be_mapped_over(name, generator):
     base, x, u, p, vh = make(name, torch.float32, generator)
-    gradients = torch.func.vmap(torch.func.grad(lambda p, x: factored(base, x[None], u, p, vh).sum()), (None, 0))(p, x)
+    gradients = torch.func.vmap(
+        torch.func.grad(lambda p, x: by_factors(base, x[None], Inside(u, p, vh)).sum()), (None, 0)
+    )(p, x)
     for gradient, sample in zip(gradients, x, strict=True):
         one = p.clone().requires_grad_(True)
-        factored(base, sample[None], u, one, vh).sum().backward()
+        by_factors(base, sample[None], Inside(u, one, vh)).sum().backward()
         torch.testing.assert_close(gradient, one.grad, **TOLERANCE[torch.float32])
 
 
 def test_one_layer_equals_the_three_layers_of_svf(generator):
     base, x, u, p, vh = make("conv", torch.float32, generator)
-    torch.testing.assert_close(factored(base, x, u, p, vh), three_layers(base, p, u, vh)(x), **TOLERANCE[torch.float32])
+    torch.testing.assert_close(
+        by_factors(base, x, Inside(u, p, vh)), three_layers(base, p, u, vh)(x), **TOLERANCE[torch.float32]
+    )
 
 
 # The choice
@@ -309,7 +314,7 @@ def test_a_layer_compiles_into_one_graph(base, form, generator, monkeypatch):
     if OLD_TORCH and form == "factored":
         pytest.skip("torch 2.6 cannot trace is_contiguous in the backward pass of a custom function; 2.7 can")
     # The test run's checks of shapes are no part of the library, and no compiler looks through them.
-    for module, name in [(functional, "weight_change"), (functional, "unfold"), (adapter_layer, "tie_change")]:
+    for module, name in [(functional, "weight_change"), (functional, "unfold"), (changed_layer, "tie_change")]:
         checked = getattr(module, name)
         monkeypatch.setattr(module, name, getattr(checked, "__wrapped__", checked))
     checked = Factors.with_coefficients
@@ -378,8 +383,8 @@ def test_a_projection_is_refused_where_it_does_not_stand_for_the_input():
 def test_combining_takes_any_number_of_leading_dimensions(generator):
     u, p = torch.randn(5, 3, generator=generator), torch.randn(3, generator=generator)
     z = torch.randn(2, 4, 6, 3, generator=generator)
-    torch.testing.assert_close(combine(z, u, p, None, channels=-1), (z * p) @ u.T)
+    torch.testing.assert_close(combine(z, u * p, None, channels=-1), (z * p) @ u.T)
     first = z[0].permute(2, 0, 1)
     torch.testing.assert_close(
-        combine(first, u, p, None, channels=-3), ((z[0] * p) @ u.T).permute(2, 0, 1), rtol=1e-5, atol=1e-6
+        combine(first, u * p, None, channels=-3), ((z[0] * p) @ u.T).permute(2, 0, 1), rtol=1e-5, atol=1e-6
     )

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from samparser.tuner import ConvTranspose2d
+from samparser.tuner.factored import has_factors
 from samparser.tuner.factors import factorize
-from samparser.tuner.functional import cheaper_form, has_factors, with_weight
+from samparser.tuner.functional import cheaper_form, with_weight
 from samparser.tuner.transposed import COST_OF_A_PRODUCT
 from tests.tuner.models import output
 from tests.tuner.strategies import adapted, wrap
