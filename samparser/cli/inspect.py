@@ -27,13 +27,13 @@ from samparser.inspection import (
     similarity,
     sums_and_differences,
 )
-from samparser.inspection.adapters import adapter_names
+from samparser.inspection.adapters import adapter_folder, adapter_names
 from samparser.inspection.interpolation import check_scales
 from samparser.inspection.output_folder import InspectionFolder
 from samparser.inspection.report import draw, picture_names
 from samparser.inspection.scores import from_features
 from samparser.methods import describe, load_model, save_trained
-from samparser.methods.loading import load_recorded_base, trained_folder
+from samparser.methods.loading import load_recorded_base
 from samparser.sam import load_sam
 from samparser.training import EvalSettings
 from samparser.training.environment import versions
@@ -139,6 +139,8 @@ def run(arguments: Sequence[str]) -> int:
     _refuse_what_needs_images(command, data, scoring)
     folder = None if command.output is None else InspectionFolder(command.output)
     paths = list(command.adapters or ())
+    for path in paths:
+        adapter_folder(path)  # refuses what is none before images are read and models are distilled
     if folder is not None:
         made = [name for name, wanted in ((_DISTILLED, command.distil), (_COMBINATION, command.weights)) if wanted]
         names = adapter_names([*paths, *([_DISTILLED] if command.distil else [])])
@@ -190,10 +192,7 @@ def _distil(command: InspectCommand, folder: InspectionFolder) -> Distilled:
         base, _ = load_sam(command.model)
     else:
         assert command.adapters  # `InspectCommand` saw to it
-        adapter = trained_folder(command.adapters[0])
-        if adapter is None:
-            raise ValueError(f"{command.adapters[0]} is no adapter, so it names no base; give the base as --model.")
-        base, _ = load_recorded_base(adapter)
+        base, _ = load_recorded_base(adapter_folder(command.adapters[0]))
     rank = 64 if command.rank is None else command.rank
     distilled = distil(base, tuned, layers=command.layers or ["neck"], rank=rank, keep=command.keep or [])
     save_trained(distilled.model, folder.path / _DISTILLED)

@@ -33,7 +33,7 @@ def open_adapters(paths: Sequence[str | Path], base: str | Path | None = None) -
     """
     if not paths:
         raise ValueError("There is no adapter to inspect: name at least one folder.")
-    folders = [_adapter_folder(path) for path in paths]
+    folders = [adapter_folder(path) for path in paths]
     model: Any
     model, processor = load_model(folders[0], base=base)
     names = adapter_names(paths)
@@ -42,8 +42,8 @@ def open_adapters(paths: Sequence[str | Path], base: str | Path | None = None) -
             model.load_adapter(str(folder), name)
         except (ValueError, RuntimeError, KeyError) as error:
             raise ValueError(f"{folder} cannot be put beside {folders[0]}: {error}") from error
-    model.delete_adapter(_RESERVED)
     model.set_adapter(names[0])
+    model.delete_adapter(_RESERVED)
     return model.requires_grad_(False).eval(), processor
 
 
@@ -66,13 +66,20 @@ def adapter_names(paths: Sequence[str | Path]) -> list[str]:
     return names
 
 
-def _adapter_folder(path: str | Path) -> Path:
-    """The local folder of an adapter of coefficients, everything else refused before a model is loaded."""
+def adapter_folder(path: str | Path) -> Path:
+    """Return the local folder of an adapter of coefficients; what is none is refused before a model is loaded.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or it holds no adapter.
+        ValueError: It holds something else than an adapter of coefficients, or one that trained biases.
+    """
     folder = trained_folder(path)
+    if folder is None and not Path(path).expanduser().exists():
+        raise FileNotFoundError(f"There is no folder {path}, and no adapter of that name.")
     if folder is None:
         raise ValueError(
-            f"{path} is no adapter but a whole model, or nothing at all. Name the folder of an adapter (RUN/adapter); "
-            "how a fully tuned model differs from its base is what --distil looks at."
+            f"{path} is no adapter but a whole model. Name the folder of an adapter (RUN/adapter); how a fully tuned "
+            "model differs from its base is what distilling looks at (--distil)."
         )
     config = read_peft_config(folder) if format_of(folder) == "peft" else None
     if not isinstance(config, SVDCoefficientConfig):
