@@ -13,15 +13,20 @@ Points = Sequence[tuple[float, float]]
 
 
 def scale_curves(
-    curves: Mapping[str, Mapping[str, tuple[Sequence[float], Points]]], path: str | Path, *, ground: str = ""
+    curves: Mapping[str, Mapping[str, tuple[Sequence[float], Points]]],
+    path: str | Path,
+    *,
+    ground: str = "",
+    note: str = "band: one standard error",
 ) -> Path:
     """Draw scores against the scale of adapters, one panel for each score.
 
     Args:
         curves: By the score's name, for instance "mIoU", and the adapter's: the scales, and for each the score with its
-            standard error, both from 0 to 1; an error that is not a number draws no bar.
+            error, both from 0 to 1; an error that is not a number draws no band.
         path: File to write; the suffix chooses the format.
         ground: What the scores are of, for the title.
+        note: What the errors are, to stand below.
 
     Returns:
         The path written.
@@ -32,7 +37,7 @@ def scale_curves(
     """
     if not curves or not all(curves.values()):
         raise ValueError("There is no curve to draw: give at least one score of one adapter.")
-    figure = new_figure(5.4 * len(curves), 3.9)
+    figure = new_figure(5.2 * len(curves), 4.0)
     for axis, (score, lines) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
         axis.axvline(0, color=BLACK, linewidth=0.8, alpha=0.5)
         axis.axvline(1, color=BLACK, linewidth=0.8, alpha=0.5)
@@ -55,5 +60,5 @@ def scale_curves(
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
         axis.grid(alpha=0.25, linewidth=0.6)
-    figure.text(0.995, 0.005, "star: best; band: one standard error over images", ha="right", va="bottom", fontsize=8)
+    figure.supxlabel(f"star: best; {note}", fontsize=8)
     return save_picture(figure, path)

@@ -91,4 +91,4 @@ def changed_parts(
 def _part(name: str) -> str:
     """The part of a model that a tensor is in: the encoder's neck and layers apart, every other part as a whole."""
     first, *others = name.split(".")
-    return f"{first}.{others[0]}" if first.endswith("encoder") and len(others) > 1 else first
+    return f"{first}.{others[0]}" if first.endswith("encoder") and others else first

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import accumulate
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,7 @@ class LayerMove:
         norm: Frobenius norm of the change of the weight.
         relative: That norm over the norm of the weight.
         by_coefficients: Share of the square of `norm` that the coefficients hold; 0 where nothing moved.
+        half: How many directions hold half of the square of `norm`, the largest first.
         largest: The directions that moved most, the largest share first.
     """
 
@@ -57,6 +59,7 @@ class LayerMove:
     norm: float
     relative: float
     by_coefficients: float
+    half: int
     largest: tuple[Direction, ...]
 
 
@@ -103,8 +106,15 @@ def _move(layer: SVDCoefficientLayer, adapter: str, most: int) -> LayerMove:
         norm,
         norm / weight if weight else 0.0,
         min(1.0, sum(one.share for one in coefficients)),
+        _half(moved),
         tuple(moved[:most]),
     )
+
+
+def _half(moved: Sequence[Direction]) -> int:
+    """How many of the directions, sorted by share, hold half of what they hold together."""
+    reached = list(accumulate(one.share for one in moved))
+    return sum(share < reached[-1] / 2 for share in reached) + 1 if reached else 0
 
 
 def _directions(layer: SVDCoefficientLayer, adapter: str, square: float) -> Iterator[Direction]:
@@ -133,25 +143,49 @@ def _terms(layer: SVDCoefficientLayer, adapter: str) -> Iterator[tuple[int, int 
             yield number, None, change, length
 
 
-def spectra_of(model: Any, adapter: str, *, most: int = 6) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def spectra_of(model: nn.Module, adapter: str, *, most: int = 6) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Read the coefficients before and after of the layers that an adapter changes most, relative to their weight.
 
     Returns:
         p0 and p, each (rank,) by the layer's name, in the model's order; at most `most` layers.
     """
+    pairs = {layer.layer_name: layer.spectrum(adapter) for layer in _most_changed(model, adapter, most)}
+    before, after = ({name: pair[side].detach().cpu() for name, pair in pairs.items()} for side in (0, 1))
+    return before, after
+
+
+def pairs_of(model: nn.Module, adapter: str, *, most: int = 6) -> dict[str, tuple[int, list[tuple[int, int, float]]]]:
+    """Read the pairs of bases of an adapter: for each layer its rank and the (row, column, change) of each pair.
+
+    Returns:
+        By the layer's name, in the model's order, of at most `most` layers, those that change most relative to their
+        weight; layers without pairs are left out.
+    """
+    found = {}
+    for layer in _most_changed(model, adapter, most):
+        pairs = [(one.row, one.column, one.after) for one in _directions(layer, adapter, 1.0) if one.kind == "pair"]
+        if pairs:
+            found[layer.layer_name] = (layer.bases.rank, pairs)
+    return found
+
+
+def _most_changed(model: nn.Module, adapter: str, most: int) -> list[SVDCoefficientLayer]:
     moves = {move.layer: move.relative for move in layer_moves(model, adapter, most=0)}
     chosen = set(sorted(moves, key=lambda name: -moves[name])[:most])
-    layers = [layer for layer in adapted_layers(model, adapter) if layer.layer_name in chosen]
-    pairs = {layer.layer_name: layer.spectrum(adapter) for layer in layers}
-    return tuple({name: pair[side].detach().cpu() for name, pair in pairs.items()} for side in (0, 1))  # type: ignore[return-value]
+    return [layer for layer in adapted_layers(model, adapter) if layer.layer_name in chosen]
 
 
 def moves_table(moves: Sequence[LayerMove]) -> str:
-    """Write a line for each layer: how far it moved, how much of that the coefficients are, its largest directions."""
+    """Write a line for each layer: how far it moved, what part of that is of coefficients, and its largest directions.
+
+    A change is in percent of the norm of the weight, a direction's share in percent of the square of the change.
+    """
     width = max(5, *(len(move.layer) for move in moves))
-    lines = [f"{'layer':{width}}  change of weight  by coefficients  largest"]
+    lines = [f"{'layer':{width}}  change of weight  by coefficients  half of it in  largest"]
     for move in moves:
         share = f"{100 * move.by_coefficients:.0f} %" if move.norm else "-"
+        half = f"{move.half} of {move.coefficients + move.terms}"
         largest = ", ".join(map(str, move.largest[:3])) or "nothing moved"
-        lines.append(f"{move.layer:{width}}  {100 * move.relative:>14.3g} %  {share:>15}  {largest}")
+        change = f"{100 * move.relative:.3g} %"
+        lines.append(f"{move.layer:{width}}  {change:>16}  {share:>15}  {half:>13}  {largest}")
     return "\n".join(lines)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from samparser.drawing.heatmaps import cosine_heatmaps
+from samparser.drawing.pair_maps import pair_maps
 from samparser.drawing.plots import spectra
 from samparser.drawing.scale_curves import scale_curves
 
 from .arithmetic import Combination, combinations_table
 from .distil import Distilled
 from .interpolation import Curve
-from .moves import LayerMove, moves_table, spectra_of
+from .moves import LayerMove, moves_table, pairs_of, spectra_of
 from .output_folder import InspectionFolder
 from .similarity import Similarity
 
@@ -82,14 +83,14 @@ def plain_distilled(distilled: Distilled) -> dict[str, Any]:
 
 
 def picture_names(adapters: list[str], *, scored: bool) -> list[str]:
-    """List the files that `draw` will write."""
-    names = [f"spectra-{name}.png" for name in adapters]
+    """List the files that `draw` may write."""
+    names = [f"{kind}-{name}.png" for name in adapters for kind in ("spectra", "pairs")]
     names += ["similarity.png"] if len(adapters) > 1 else []
     return [*names, "interpolation.png"] if scored else names
 
 
 def draw(findings: Findings, model: Any, folder: InspectionFolder, *, ground: str = "") -> list[Path]:
-    """Draw the spectra of each adapter, the cosines, and the scores against the scale.
+    """Draw the spectra and pairs of each adapter, the cosines, and the scores against the scale.
 
     Args:
         findings: What was found.
@@ -104,6 +105,8 @@ def draw(findings: Findings, model: Any, folder: InspectionFolder, *, ground: st
     for name in findings.moves:
         before, after = spectra_of(model, name)
         written.append(folder.add(spectra(before, after, folder.path / f"spectra-{name}.png")))
+        if pairs := pairs_of(model, name):
+            written.append(folder.add(pair_maps(pairs, folder.path / f"pairs-{name}.png")))
     similarity = findings.similarity
     if similarity is not None and len(findings.moves) > 1:
         squares = {"all layers": similarity.total}
@@ -115,10 +118,13 @@ def draw(findings: Findings, model: Any, folder: InspectionFolder, *, ground: st
     if findings.curves:
         lines: dict[str, dict[str, Any]] = {"mIoU": {}, "F1": {}}
         for curve in findings.curves:
-            lines["mIoU"][curve.adapter] = curve.scales, [(s.miou, s.miou_error) for s in curve.scores]
-            lines["F1"][curve.adapter] = curve.scales, [(s.f1, s.f1_error) for s in curve.scores]
+            # The error of the gain: images differ from one another by far more than scales do.
+            both = list(zip(curve.scores, curve.gains, strict=True))
+            lines["mIoU"][curve.adapter] = curve.scales, [(score.miou, gain.miou_error) for score, gain in both]
+            lines["F1"][curve.adapter] = curve.scales, [(score.f1, gain.f1_error) for score, gain in both]
+        note = f"band: standard error of the difference to scale {findings.curves[0].scales[0]:g}, image by image"
         path = folder.path / "interpolation.png"
-        written.append(folder.add(scale_curves(lines, path, ground=ground)))
+        written.append(folder.add(scale_curves(lines, path, ground=ground, note=note)))
     return written
 
 
