@@ -143,7 +143,7 @@ def _terms(layer: SVDCoefficientLayer, adapter: str) -> Iterator[tuple[int, int 
             yield number, None, change, length
 
 
-def spectra_of(model: nn.Module, adapter: str, *, most: int = 6) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def spectra_of(model: nn.Module, adapter: str, *, most: int = 4) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Read the coefficients before and after of the layers that an adapter changes most, relative to their weight.
 
     Returns:
