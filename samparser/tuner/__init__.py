@@ -13,6 +13,7 @@ from .registration import register
 from .training_loop import (
     coefficient_parameters,
     coefficients,
+    expansion_terms,
     unused_coefficients,
     warn_of_unused_coefficients,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "SVDCoefficientModel",
     "coefficient_parameters",
     "coefficients",
+    "expansion_terms",
     "initialize_expansion",
     "unused_coefficients",
     "warn_of_unused_coefficients",

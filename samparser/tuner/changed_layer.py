@@ -119,17 +119,34 @@ class ChangedLayer(AdapterLayer):
                 change.beside.append(self.bases.with_coefficients(-state.origin * scale))
             else:
                 change.beside.append(Factors(u, moved * scale, vh))
-        if state.expansion is None:
-            return
+        if state.expansion is not None:
+            self._add_expansion(change, name, scale, spread)
+
+    def _add_expansion(
+        self, change: WeightChange, name: str, scale: float, spread: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        expansion = self.states[name].expansion
+        assert expansion is not None
         c = self.svd_coefficient_c[name]
-        c = c.to(torch.promote_types(c.dtype, self.bases.p.dtype)) * (state.expansion.scale * scale)
-        c, pairs = c if spread is None else spread(c), len(state.expansion.rows)
+        c = c.to(torch.promote_types(c.dtype, self.bases.p.dtype)) * (expansion.scale * scale)
+        c, pairs = c if spread is None else spread(c), len(expansion.rows)
         if pairs:
             u, vh = self._paired(name)
             change.pairs.append(Factors(u, c[..., :pairs], vh))
-            change.places.append((state.expansion.rows, state.expansion.columns))
-        if state.expansion.stored:
+            change.places.append((expansion.rows, expansion.columns))
+        if expansion.stored:
             change.beside.append(Factors(self.svd_coefficient_a[name], c[..., pairs:], self.svd_coefficient_b[name]))
+
+    def terms_of_expansion(self, adapter_name: str) -> Factors:
+        """Write the terms of an adapter's expansion, which it has, as one sum of n, before scaling."""
+        change = WeightChange(None, [], [], [])
+        self._add_expansion(change, adapter_name, 1.0)
+        terms = [*change.pairs, *change.beside]
+        return Factors(
+            torch.cat([term.u.to(self.bases.u.dtype) for term in terms], 1),
+            torch.cat([term.p for term in terms]),
+            torch.cat([term.vh.to(self.bases.vh.dtype) for term in terms]),
+        )
 
     def _paired(self, name: str) -> tuple[Tensor, Tensor]:
         """The bases of an adapter's pairs; kept, so that an adapted weight formed with them is known to fit."""

@@ -97,7 +97,7 @@ def initialize_expansion(
         held_out: Batches that measure the share. None holds the second half of `batches` out, so shuffle them if they
             are sorted; iterables without a length are then read into memory first.
         adapter_name: The adapter.
-        max_batches: Most batches to take of `batches`.
+        max_batches: Most batches to take of `batches`, and of `held_out`.
         more: Choose further terms for an adapter that has some, by the gradient that is left; theirs stay as trained.
             Make the optimizer anew afterwards.
         seed: Draws random directions, for `expansion="random"`.
@@ -108,7 +108,8 @@ def initialize_expansion(
 
     Raises:
         ValueError: The adapter has no expansion, or has its terms already and `more` is not set; there are fewer than
-            two batches; a gradient is zero or not finite; or a layer does not allow so many terms. Nothing has changed.
+            two batches; a gradient is zero or not finite; a layer does not allow so many terms, or none allows any.
+            Nothing has changed.
 
     Example:
         >>> import torch
@@ -135,6 +136,12 @@ def initialize_expansion(
         if not chosen_on:
             raise ValueError("There is no batch to choose directions by: `batches` is empty.")
         parts = {name: _Part.choose(layer, adapter_name, chosen_on, seed + i) for i, (name, layer) in enumerate(layers)}
+        if not any(len(part.chosen.rows) or part.chosen.a is not None for part in parts.values()):
+            raise ValueError(
+                f"No term can be chosen for adapter {adapter_name!r}: no layer has two bases that every factorisation "
+                "gives and that are not paired yet. Bases of equal or zero singular values, as orthogonal weights "
+                "have, are never paired. Use expansion='gradient', which stores its directions."
+            )
         measured = 0
         for batch in second:
             _loss_of(model, batch, loss).backward(inputs=_graph_inputs(layers))
@@ -205,7 +212,8 @@ class _Part:
         assert state.wanted is not None
         signal, coefficients, everything = self.products()
         shares = share_of(coefficients, signal), share_of(everything, signal)
-        scale = float(layer.bases.p.double().mean()) if state.relative else 1.0
+        # The unit of d is p0; a weight of zeros has none.
+        scale = (float(layer.bases.p.double().mean()) if state.relative else 1.0) or 1.0
         stored = self.before.stored + (0 if chosen.a is None else chosen.a.shape[1])
         expansion = Expansion(
             scale if state.expansion is None else self.before.scale,
@@ -214,8 +222,11 @@ class _Part:
             stored,
             {"coefficients": shares[0], "all": shares[1]},
         )
+        trained = self.adapter in layer.active_adapters
+        if self.adapter in layer.svd_coefficient_c:
+            trained = layer.svd_coefficient_c[self.adapter].requires_grad
         layer.set_expansion(self.adapter, expansion, state.wanted.dtype, chosen)
-        layer.svd_coefficient_c[self.adapter].requires_grad_(self.adapter in layer.active_adapters)
+        layer.svd_coefficient_c[self.adapter].requires_grad_(trained)
         numbers = expansion.count + (self.mine[0].numel())
         return LayerReport(
             layer.layer_name, numbers, expansion.count, min(1.0, numbers / self.gradient.numel()), *shares
@@ -289,7 +300,7 @@ def _halves(
     if most < 1:
         raise ValueError(f"max_batches={most} has to be at least 1.")
     if held_out is not None:
-        return islice(batches, most), held_out
+        return islice(batches, most), islice(held_out, most)
     if not isinstance(batches, Sized):
         batches = list(islice(batches, most))
     count = min(len(batches), most)

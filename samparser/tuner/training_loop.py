@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft.utils import AuxiliaryTrainingWrapper
@@ -50,12 +50,54 @@ def coefficients(model: nn.Module, adapter_name: str = "default") -> dict[str, t
     Raises:
         ValueError: No layer of the model has an adapter of that name.
     """
+    found = {name: layer.spectrum(adapter_name) for name, layer in _layers_with(model, adapter_name).items()}
+    return {name: (p0.clone(), p.clone()) for name, (p0, p) in found.items()}
+
+
+def _layers_with(model: nn.Module, adapter_name: str) -> dict[str, SVDCoefficientLayer]:
     layers = {module.layer_name: module for module in model.modules() if isinstance(module, SVDCoefficientLayer)}
-    found = {name: layer.spectrum(adapter_name) for name, layer in layers.items() if adapter_name in layer.states}
+    found = {name: layer for name, layer in layers.items() if adapter_name in layer.states}
     if not found:
         known = sorted({name for layer in layers.values() for name in layer.states})
         raise ValueError(f"The model has no SVD coefficient adapter {adapter_name!r}; it has {known or 'none'}.")
-    return {name: (p0.clone(), p.clone()) for name, (p0, p) in found.items()}
+    return found
+
+
+class Terms(NamedTuple):
+    """The terms of an expansion in one layer: the change of the weight is `(left * change) @ right`, (out, fan_in).
+
+    Args:
+        change: (n,), the numbers c of the terms times their unit s.
+        left: (out, n), the directions a.
+        right: (n, fan_in), the directions b.
+        pairs: (m, 2), the indices (i, j) of the first m terms, which pair the bases `u_i v_j^T` of the weight; the
+            others have directions of their own.
+        share: The shares of the gradient's signal that `initialize_expansion` measured, of the "coefficients" and of
+            "all" numbers; None where nobody measured, as in a sum of adapters.
+    """
+
+    change: Tensor
+    left: Tensor
+    right: Tensor
+    pairs: Tensor
+    share: dict[str, float | None] | None
+
+
+@torch.no_grad()
+def expansion_terms(model: nn.Module, adapter_name: str = "default") -> dict[str, Terms]:
+    """Read the terms of an adapter's expansion, for each layer that has some; at scaling 1, copies.
+
+    Raises:
+        ValueError: No layer of the model has an adapter of that name.
+    """
+    found = {}
+    for name, layer in _layers_with(model, adapter_name).items():
+        expansion = layer.states[adapter_name].expansion
+        if expansion is not None and expansion.count:
+            left, change, right = layer.terms_of_expansion(adapter_name)
+            pairs = torch.stack([expansion.rows, expansion.columns], 1)
+            found[name] = Terms(change.clone(), left.clone(), right.clone(), pairs, expansion.share)
+    return found
 
 
 # Coefficients that get no gradient, frozen layers that change all the same

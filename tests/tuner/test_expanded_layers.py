@@ -4,6 +4,7 @@ import copy
 import itertools
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from samparser import SVDCoefficientConfig, initialize_expansion
-from samparser.tuner import coefficient_parameters
+from samparser.tuner import coefficient_parameters, expansion_terms
 from tests.tuner.expanded import KINDS, batches, expanded, initialize, stir, wrap_expanded
 from tests.tuner.models import INPUTS, TARGETS, activate, batch, layers, make, output, train, trained_names
 from tests.tuner.strategies import DTYPES, LAYERS, adapted, input_for
@@ -165,7 +166,14 @@ def test_a_batch_of_mixed_adapters_equals_the_samples_by_themselves(kind, expans
 @pytest.mark.parametrize("trainable", ["coefficients", "expansion"])
 @pytest.mark.parametrize("expansion", KINDS)
 @pytest.mark.parametrize(
-    "base", [nn.Linear(24, 6), nn.Conv2d(24, 6, 1), nn.Conv2d(4, 5, 3, stride=2, padding=1)], ids=repr
+    "base",
+    [
+        nn.Linear(24, 6),
+        nn.Conv2d(24, 6, 1),
+        nn.Conv2d(4, 5, 3, stride=2, padding=1),
+        nn.ConvTranspose2d(5, 3, 2, stride=2),
+    ],
+    ids=repr,
 )
 def test_both_forms_give_the_same_output_and_gradients(base, expansion, trainable):
     torch.manual_seed(0)
@@ -254,6 +262,69 @@ def test_a_model_on_the_meta_device_takes_an_expanded_adapter(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(make("MLP"), tmp_path, low_cpu_mem_usage=True)
     assert torch.equal(output(loaded, x), output(model, x))
+
+
+@pytest.mark.parametrize("expansion", KINDS)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_transposed_convolution_gives_each_sample_its_adapter_in_one_pass(expansion, channels_last):
+    torch.manual_seed(0)
+    model = wrap_expanded(nn.ConvTranspose2d(6, 4, 2, stride=2), "a", "b", expansion=expansion, expansion_rank=3)
+    layer, x = adapted(model), torch.randn(3, 6, 5, 4)
+    x = x.to(memory_format=torch.channels_last) if channels_last else x
+    mixed = output(layer, x, adapter_names=["b", "__base__", "a"])
+    for i, name in enumerate(("b", None, "a")):
+        weight = layer.base_weight if name is None else layer.base_weight + layer.get_delta_weight(name)
+        expected = nn.functional.conv_transpose2d(x[i : i + 1], weight, layer.base_layer.bias, stride=2)
+        torch.testing.assert_close(mixed[i : i + 1], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["pairs", "gradient"])
+def test_an_expanded_layer_compiles_into_one_graph(kind, request):
+    model, x = wrap_expanded(nn.Linear(8, 6), expansion=kind, expansion_rank=2), torch.randn(2, 5, 8)
+    layer = adapted(model.train())
+    jaxtyping.config.update("jaxtyping_disable", True)
+    request.addfinalizer(lambda: jaxtyping.config.update("jaxtyping_disable", False))
+    torch.compiler.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    expected = layer(x)
+    torch.testing.assert_close(compiled(x), expected, **CLOSE)
+    layer.svd_coefficient_c["default"].grad = None
+    compiled(x).square().sum().backward()
+    got = layer.svd_coefficient_c["default"].grad.clone()
+    layer.svd_coefficient_c["default"].grad = None
+    layer(x).square().sum().backward()
+    torch.testing.assert_close(got, layer.svd_coefficient_c["default"].grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("expansion", KINDS)
+def test_the_terms_can_be_read(expansion):
+    model = expanded("Mixed", expansion=expansion, trainable="expansion", scaling=0.5)
+    terms = expansion_terms(model)
+    assert set(terms) == {layer.layer_name for layer in layers(model)}
+    for layer in layers(model):
+        found = terms[layer.layer_name]
+        change = (found.left * found.change) @ found.right
+        torch.testing.assert_close(0.5 * change.double(), by_terms(layer, "default"), **CLOSE)
+        rows, columns = found.pairs.T
+        assert len(found.pairs) == (2 if expansion == "pairs" else 0)
+        assert torch.equal(found.left[:, : len(rows)], layer.bases.u[:, rows])
+        assert torch.equal(found.right[: len(rows)], layer.bases.vh[columns])
+        assert set(found.share) == {"coefficients", "all"}
+    model.add_adapter("plain", SVDCoefficientConfig(target_modules=TARGETS["Mixed"]))
+    assert expansion_terms(model, "plain") == {}
+    with pytest.raises(ValueError, match=r"no SVD coefficient adapter 'x'; it has \['default', 'plain'\]"):
+        expansion_terms(model, "x")
+
+
+def test_an_expanded_adapter_is_deleted_whole():
+    model = expanded("MLP", "a", "b", expansion="gradient")
+    before = layers(model)[0].get_delta_weight("a")
+    model.delete_adapter("b")
+    assert not [name for name, _ in model.named_parameters() if name.endswith(".b")]
+    model.add_adapter("b", SVDCoefficientConfig(target_modules=TARGETS["MLP"], expansion="pairs", expansion_rank=1))
+    initialize(model, "MLP", "b")
+    assert layers(model)[0].states["b"].expansion.count == 1
+    assert torch.equal(layers(model)[0].get_delta_weight("a"), before)
 
 
 # Counts

@@ -44,6 +44,16 @@ def test_what_cannot_be_done_is_named_and_changes_nothing(choices, given, messag
     assert all(layer.gradient_probe is None for layer in layers(model))
 
 
+def test_where_no_layer_has_a_term_to_choose_that_is_said():
+    net = torch.nn.ModuleDict({"layer": torch.nn.Linear(6, 4)})
+    torch.nn.init.orthogonal_(net["layer"].weight)
+    with pytest.warns(UserWarning, match=r"Few coefficients can change by themselves in layer \(1 of 4\)"):
+        model = get_peft_model(net, SVDCoefficientConfig(target_modules=["layer"], expansion="pairs"))
+    with pytest.raises(ValueError, match=r"No term can be chosen for adapter 'default': .* Use expansion='gradient'"):
+        initialize_expansion(model, [torch.randn(3, 6)] * 2, lambda model, x: layers(model)[0](x).square().mean())
+    assert layers(model)[0].states["default"].awaits
+
+
 def test_a_batch_of_another_kind_is_named():
     with pytest.raises(TypeError, match="A batch is a Tensor: without `loss` it has to be keyword arguments"):
         initialize_expansion(waiting(), [batch("MLP")] * 2, show=False)

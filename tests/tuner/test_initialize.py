@@ -1,5 +1,6 @@
 """The data pass that chooses the directions of an expansion: what it computes, leaves alone, reports and refuses."""
 
+import itertools
 import json
 
 import pytest
@@ -142,6 +143,53 @@ def test_one_gradient_is_kept_for_each_layer():
 
     initialize_expansion(model, range(4), loss, show=False)
     assert all(sizes == [4] * 6 for sizes in kept)  # A probe is one zero, seen as a whole weight.
+
+
+def test_held_out_batches_may_never_end():
+    held_out = ((lambda model, i=i: model(batch("MLP", i)).square().mean()) for i in itertools.count())
+    report = initialize_expansion(waiting(), batches("MLP", 2), held_out=held_out, max_batches=3, show=False)
+    assert (report.chosen_on, report.held_out) == (2, 3)
+
+
+def test_an_output_size_reaches_a_transposed_convolution_in_the_pass():
+    net = nn.ModuleDict({"up": nn.ConvTranspose2d(3, 2, 3, stride=2, padding=1)})
+    config = SVDCoefficientConfig(target_modules=["up"], expansion="pairs", expansion_rank=2)
+    model = get_peft_model(net, config)
+    x = [torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    sizes = []
+
+    def loss(model, x):
+        y = layers(model)[0](x, output_size=[8, 8])
+        sizes.append(tuple(y.shape[2:]))
+        return y.square().mean()
+
+    initialize_expansion(model, x, loss, show=False)
+    assert sizes == [(8, 8)] * 2
+    y = F.conv_transpose2d(x[0], weight := net["up"].base_layer.weight.clone().requires_grad_(True), None, 2, 1, 1)
+    (y + net["up"].base_layer.bias[:, None, None]).square().mean().backward()
+    expansion, bases = layers(model)[0].states["default"].expansion, layers(model)[0].bases
+    found = set(zip(expansion.rows.tolist(), expansion.columns.tolist(), strict=True))
+    assert found == best_pairs(weight.grad.flatten(1), bases.u, bases.vh, 2, set(range(bases.rank)))
+
+
+def test_a_frozen_adapter_that_gets_further_terms_stays_frozen(tmp_path):
+    model = waiting("MLP", expansion_rank=1)
+    initialize(model, "MLP")
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make("MLP"), tmp_path)
+    initialize_expansion(loaded, batches("MLP"), more=True, show=False)
+    assert trained_names(loaded) == set()
+
+
+def test_a_weight_of_zeros_has_a_unit_all_the_same():
+    net = nn.ModuleDict({"layer": nn.Linear(4, 3)})
+    nn.init.zeros_(net["layer"].weight)
+    choices = {"expansion": "gradient", "expansion_rank": 1, "parametrization": "relative"}
+    with pytest.warns(UserWarning, match=r"Few coefficients can change by themselves in layer \(0 of 3\)"):
+        model = get_peft_model(net, SVDCoefficientConfig(target_modules=["layer"], **choices))
+    x = torch.randn(5, 4)
+    initialize_expansion(model, [x, x], lambda model, x: layers(model)[0](x).square().mean(), show=False)
+    assert layers(model)[0].states["default"].expansion.scale == 1
 
 
 @pytest.mark.parametrize("expansion", KINDS)
