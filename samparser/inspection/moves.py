@@ -45,7 +45,7 @@ class LayerMove:
     Args:
         layer: The layer's name.
         coefficients: How many coefficients the adapter has there.
-        terms: How many terms of an expansion.
+        terms: How many terms of an expansion, equal pairs counted once.
         norm: Frobenius norm of the change of the weight.
         relative: That norm over the norm of the weight.
         by_coefficients: Share of the square of `norm` that the coefficients hold; 0 where nothing moved.
@@ -122,25 +122,21 @@ def _directions(layer: SVDCoefficientLayer, adapter: str, square: float) -> Iter
     moved = (p - p0).double() * layer.scaling[adapter]
     for number, (start, change) in enumerate(zip(p0.tolist(), moved.tolist(), strict=True)):
         yield Direction("coefficient", number, number, start, start + change, change**2 / square)
-    for row, column, change, length in _terms(layer, adapter):
-        kind: Literal["pair", "term"] = "term" if column is None else "pair"
-        yield Direction(kind, row, row if column is None else column, 0.0, change, (change * length) ** 2 / square)
-
-
-def _terms(layer: SVDCoefficientLayer, adapter: str) -> Iterator[tuple[int, int | None, float, float]]:
-    """The terms of an expansion: row, column (None for vectors of its own), change along them, and their length."""
     expansion = layer.states[adapter].expansion
     if expansion is None:
         return
-    c = layer.svd_coefficient_c[adapter].double() * (expansion.scale * layer.scaling[adapter])
-    pairs = len(expansion.rows)
-    for row, column, change in zip(expansion.rows.tolist(), expansion.columns.tolist(), c.tolist(), strict=False):
-        yield row, column, change, 1.0
-    if expansion.stored:
-        a, b = layer.svd_coefficient_a[adapter].double(), layer.svd_coefficient_b[adapter].double()
-        lengths = a.norm(dim=0) * b.norm(dim=1)
-        for number, (change, length) in enumerate(zip(c[pairs:].tolist(), lengths.tolist(), strict=True)):
-            yield number, None, change, length
+    left, change, right = (tensor.double() for tensor in layer.terms_of_expansion(adapter))
+    moved = change * layer.scaling[adapter]
+    # A sum of adapters may hold a pair twice.
+    pairs: dict[tuple[int, int], float] = {}
+    for row, column, one in zip(expansion.rows.tolist(), expansion.columns.tolist(), moved.tolist(), strict=False):
+        pairs[row, column] = pairs.get((row, column), 0.0) + one
+    for (row, column), one in pairs.items():
+        yield Direction("pair", row, column, 0.0, one, one**2 / square)
+    count = len(expansion.rows)
+    squares = (moved * left.norm(dim=0) * right.norm(dim=1)).square()
+    for number, (one, length) in enumerate(zip(moved[count:].tolist(), squares[count:].tolist(), strict=True)):
+        yield Direction("term", number, number, 0.0, one, length / square)
 
 
 def spectra_of(model: nn.Module, adapter: str, *, most: int = 4) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -1,0 +1,58 @@
+"""Several adapters on one base model, each under a name of its own."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+
+from samparser.inspection import adapter_names, open_adapters
+from samparser.methods import load_model, save_trained
+from tests.conftest import make_tiny_sam
+
+from .conftest import NECK, tuned
+
+
+def test_every_adapter_computes_what_it_computes_alone(folders):
+    model, _ = open_adapters(list(folders.values()))
+    assert list(model.peft_config) == ["plain", "pairs", "decoder"]
+    assert model.active_adapters == ["plain"]
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    inputs = {"pixel_values": pixels, "input_boxes": torch.tensor([[[4.0, 6.0, 40.0, 50.0]]])}
+    for name, folder in folders.items():
+        alone, _ = load_model(folder)
+        model.set_adapter(name)
+        with torch.no_grad():
+            torch.testing.assert_close(model(**inputs).pred_masks, alone(**inputs).pred_masks, rtol=0, atol=0)
+
+
+def test_names_are_different_and_never_the_one_that_is_reserved():
+    assert adapter_names(["default", "a/default/adapter", "adapter", "a.b/", "a/b.c", "..."]) == [
+        *("default-2", "default-3", "adapter", "a-b", "b-c", "adapter-2")
+    ]
+
+
+def test_what_is_no_adapter_of_coefficients_is_refused_by_name(folders, tiny_sam_folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no/such/folder"):
+        open_adapters([folders["plain"], "no/such/folder"])
+    with pytest.raises(ValueError, match=r"is no adapter but a whole model.*--distil"):
+        open_adapters([tiny_sam_folder])
+    lora = get_peft_model(make_tiny_sam(), LoraConfig(target_modules=["qkv"], r=1))
+    save_trained(lora, tmp_path / "lora")
+    with pytest.raises(ValueError, match=r"lora holds an adapter of .*LORA; only adapters of SVD coefficients"):
+        open_adapters([tmp_path / "lora"])
+    save_trained(tuned(bias="all"), tmp_path / "bias")
+    with pytest.raises(ValueError, match=r"bias has trained biases of the base model \(bias='all'\)"):
+        open_adapters([tmp_path / "bias"])
+    with pytest.raises(ValueError, match="There is no adapter to inspect"):
+        open_adapters([])
+
+
+def test_an_adapter_of_another_base_is_refused_beside_the_first_one(folders, tmp_path):
+    other = make_tiny_sam(seed=5)
+    from samparser import SVDCoefficientConfig
+
+    save_trained(get_peft_model(other, SVDCoefficientConfig(target_modules=NECK)), tmp_path / "stranger")
+    with pytest.raises(ValueError, match=r"stranger cannot be put beside .*plain/adapter: "):
+        open_adapters([folders["plain"], tmp_path / "stranger"])
+    assert load_file(folders["plain"] / "adapter_model.safetensors")
