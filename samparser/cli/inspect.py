@@ -32,7 +32,8 @@ from samparser.inspection.interpolation import check_scales
 from samparser.inspection.output_folder import InspectionFolder
 from samparser.inspection.report import draw, picture_names
 from samparser.inspection.scores import from_features
-from samparser.methods import describe, load_model, save_trained
+from samparser.methods import load_model, save_trained
+from samparser.methods.folder import PEFT_CONFIG, PEFT_TENSORS
 from samparser.methods.loading import load_recorded_base
 from samparser.sam import load_sam
 from samparser.training import EvalSettings
@@ -197,8 +198,9 @@ def _distil(command: InspectCommand, folder: InspectionFolder) -> Distilled:
     distilled = distil(base, tuned, layers=command.layers or ["neck"], rank=rank, keep=command.keep or [])
     save_trained(distilled.model, folder.path / _DISTILLED)
     folder.add(folder.path / _DISTILLED)
-    size = describe(distilled.model).bytes_on_disk
-    say(f"{distilled}\nwritten: {folder.path / _DISTILLED}, {size:,} bytes of numbers\n")
+    sizes = {name: (folder.path / _DISTILLED / name).stat().st_size for name in (PEFT_TENSORS, PEFT_CONFIG)}
+    files = ", ".join(f"{name} {size:,} bytes" for name, size in sizes.items())
+    say(f"{distilled}\nwritten: {folder.path / _DISTILLED} ({files})\n")
     return distilled
 
 

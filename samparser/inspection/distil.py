@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from samparser._words import shortened
 from samparser.methods import merged
-from samparser.methods.registry import refuse_tuned
+from samparser.methods.registry import applied_method, refuse_tuned
 from samparser.sam import neck_targets
 from samparser.sam.families import family_of
 from samparser.tuner import SVDCoefficientConfig, SVDCoefficientLayer
@@ -135,7 +135,8 @@ def distil(
     refuse_tuned(base, "distilling")
     if rank < 0:
         raise ValueError(f"rank is {rank}; it must be at least 0.")
-    tuned = merged(tuned)
+    if isinstance(tuned, PeftModel) or applied_method(tuned) is not None:
+        tuned = merged(tuned)
     refuse_other_architecture(base, tuned)
     config = SVDCoefficientConfig(
         target_modules=target_names(base, layers),
