@@ -157,7 +157,7 @@ def distil(
             f"{shortened([part.part for part in changed], 5)}. Name other layers."
         )
     target = tuned.state_dict()
-    model: Any = get_peft_model(base, config)  # type: ignore[arg-type]
+    model: Any = get_peft_model(base, config)
     found = [module for module in model.modules() if isinstance(module, SVDCoefficientLayer)]
     shares = tuple(_fill(layer, target[f"{layer.layer_name}.weight"], rank) for layer in found)
     for path, wrapper in model.named_modules():

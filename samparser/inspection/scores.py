@@ -87,9 +87,8 @@ def difference(mine: ScoreTable, theirs: ScoreTable) -> Score:
         raise ValueError(f"The tables are of different images: {len(first)} and {len(second)}, paired by name.")
     ious = [first[name][0] - second[name][0] for name in first]
     f1s = [first[name][1] - second[name][1] for name in first]
-    return Score(
-        *(fmean(values) if values else math.nan for values in (ious, f1s)), _error(ious), _error(f1s), len(ious)
-    )
+    miou, f1 = (fmean(values) if values else math.nan for values in (ious, f1s))
+    return Score(miou, f1, _error(ious), _error(f1s), len(ious))
 
 
 def percent(value: float, error: float, *, signed: bool = False) -> str:
