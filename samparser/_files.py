@@ -172,41 +172,6 @@ def remove_abandoned(folder: str | Path, *, everything: bool = False, below: boo
             path.unlink(missing_ok=True)
 
 
-@contextmanager
-def only_writer(folder: str | Path, what: str) -> Iterator[bool]:
-    """Hold a folder so that no second process writes to it; a process that is killed lets go.
-
-    Args:
-        folder: An existing folder; nothing is written to it.
-        what: Who holds it, for the message of a second one: "samparser predict".
-
-    Yields:
-        Whether it is held. Some file systems, and Windows, have no locks on folders.
-
-    Raises:
-        BlockingIOError: Another process holds it.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield False
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = True
-        except BlockingIOError:
-            raise BlockingIOError(
-                f"Another `{what}` is writing to {folder}. Wait until it is done, or name another folder."
-            ) from None
-        except OSError:
-            held = False
-        yield held
-    finally:
-        os.close(handle)
-
-
 class AdapterSource(NamedTuple):
     """Where a saved adapter lies: a folder, or a repository on the Hub with the arguments it is downloaded with."""
 

@@ -1,4 +1,4 @@
-"""Content hashes: SHA-256 of tensors, arrays and text, the one fingerprint that the library takes of a value."""
+"""Content hashes: SHA-256 of tensors, arrays and text; and the count that tells of changes without hashing."""
 
 from __future__ import annotations
 
@@ -47,6 +47,21 @@ def hash_of_tensors(named: Mapping[str, Tensor]) -> str | None:
         return None
     parts = ((f"{name} {tensor.dtype} {tuple(tensor.shape)} ", tensor) for name, tensor in sorted(named.items()))
     return sha256_of(*(part for pair in parts for part in pair))
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return torch's count of the changes made in place, which goes up with each that autograd can see.
+
+    Writing to `tensor.data` is not counted. -1 for tensors made in inference mode, which count none and cannot be
+    changed outside of it.
+
+    Example:
+        >>> weight = torch.ones(2)
+        >>> before = version_of(weight)
+        >>> version_of(weight.mul_(2)) > before
+        True
+    """
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def _bytes_of(part: Tensor | np.ndarray | bytes) -> memoryview | bytes:

@@ -10,12 +10,21 @@ from typing import Literal
 from samparser._files import write_text
 from samparser._options import option
 from samparser.data import DataSettings
-from samparser.methods import load_model
 from samparser.training import EvalSettings, evaluate
 from samparser.training.environment import versions
 
 from .parser import SettingsParser
-from .shared import BASE, DEVICE, MODEL, first_process, on_device, open_split, output_folder, refuse_less_than_one, say
+from .shared import (
+    DEVICE,
+    MODEL,
+    LoadSettings,
+    first_process,
+    on_device,
+    open_split,
+    output_folder,
+    refuse_less_than_one,
+    say,
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,6 @@ class EvaluateCommand:
     """Score a base model, an adapter or a merged model on a data set."""
 
     model: str = option(MODEL)
-    base: str | None = option(BASE, None)
     split: str = option("Split to score.", "val")
     output: str | None = option("Folder for scores.json and scores.csv (one row per instance).", None)
     limit_images: int | None = option("Score only so many images.", None)
@@ -37,7 +45,12 @@ def parser() -> SettingsParser:
     """Return the parser of this verb."""
     return SettingsParser(
         "evaluate",
-        {"what to score": EvaluateCommand, "data": DataSettings, "scoring": EvalSettings},
+        {
+            "what to score": EvaluateCommand,
+            "how to open it": LoadSettings,
+            "data": DataSettings,
+            "scoring": EvalSettings,
+        },
         ("model",),
         example="samparser evaluate runs/mine/adapter --data path/to/data --output scores",
     )
@@ -45,16 +58,17 @@ def parser() -> SettingsParser:
 
 def run(arguments: Sequence[str]) -> int:
     """Score, print the table, and write it where a folder is given."""
-    command, data, scoring = parser().parse(arguments)
+    command, loading, data, scoring = parser().parse(arguments)
     folder = output_folder(command.output) if command.output else None
-    model, processor = load_model(command.model, base=command.base)
+    model, processor = loading.load(command.model)
     dataset = open_split(data, command.split)
     table = evaluate(on_device(model, command.device), processor, dataset, scoring, limit=command.limit_images)
     say(table)
     if folder is not None and first_process():
         folder.mkdir(parents=True, exist_ok=True)
         table.to_csv(folder / "scores.csv")
-        settings = {"command": asdict(command), "data": asdict(data), "evaluation": asdict(scoring)}
+        given = {"command": command, "loading": loading, "data": data, "evaluation": scoring}
+        settings = {name: asdict(part) for name, part in given.items()}
         table.to_json(folder / "scores.json")
         write_text(folder / "settings.json", json.dumps({**settings, "versions": versions()}, indent=2))
         print(f"written: {folder / 'scores.json'}, {folder / 'scores.csv'}")

@@ -12,7 +12,7 @@ from samparser.methods import load_model, merged
 from samparser.methods.loading import trained_folder
 
 from .parser import SettingsParser
-from .shared import BASE, output_folder
+from .shared import LoadSettings, output_folder
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,13 @@ class MergeCommand:
 
     adapter: str = option("The adapter: its folder (for instance RUN/adapter), or its name on the Hugging Face hub.")
     out: str = option("Folder for the merged checkpoint; a new or an empty one.")
-    base: str | None = option(BASE, None)
 
 
 def parser() -> SettingsParser:
     """Return the parser of this verb."""
     return SettingsParser(
         "merge",
-        {"what to merge": MergeCommand},
+        {"what to merge": MergeCommand, "how to open it": LoadSettings},
         ("adapter", "out"),
         example="samparser merge runs/mine/adapter sam-mine",
     )
@@ -36,14 +35,14 @@ def parser() -> SettingsParser:
 
 def run(arguments: Sequence[str]) -> int:
     """Merge, and say how the result is loaded."""
-    (command,) = parser().parse(arguments)
+    command, loading = parser().parse(arguments)
     out = output_folder(command.out)
     if trained_folder(command.adapter) is None:
         load_model(command.adapter)  # says what it is where it is no model either
         raise ValueError(f"{command.adapter} is a whole model already, so there is nothing to merge.")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; choose another folder for the merged model.")
-    model, processor = load_model(command.adapter, base=command.base)
+    model, processor = loading.load(command.adapter)
     plain: Any = merged(model, in_place=True)
     with replacing_folder(out) as folder:
         plain.save_pretrained(folder)

@@ -70,7 +70,7 @@ class SettingsParser(HfArgumentParser):
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """End the program as argparse does, told apart from other code that ends it."""
         if message:
-            self._print_message(message, sys.stderr)
+            sys.stderr.write(message)
         raise ParserExit(status)
 
     def parse(self, arguments: Sequence[str]) -> tuple[Any, ...]:

@@ -8,11 +8,10 @@ from typing import Literal
 
 from samparser._options import option
 from samparser._words import count
-from samparser.methods import load_model
 from samparser.prediction import predict_files
 
 from .parser import SettingsParser
-from .shared import BASE, DEVICE, MODEL, on_device, output_folder, refuse_less_than_one
+from .shared import DEVICE, MODEL, LoadSettings, on_device, output_folder, refuse_less_than_one
 
 _NAMED = 5  # images left out are named up to so many
 
@@ -24,7 +23,6 @@ class PredictCommand:
     model: str = option(MODEL)
     images: list[str] = option("Image files, or folders of images; hidden files are left out.")
     output: str = option("Folder for masks (label PNG), overlays (PNG) and masks.json (COCO, RLE).")
-    base: str | None = option(BASE, None)
     boxes: str | None = option(
         "JSON file {image file name: [[x0, y0, x1, y1], ...]}, pixels of the original image.", None
     )
@@ -55,7 +53,7 @@ def parser() -> SettingsParser:
     """Return the parser of this verb."""
     return SettingsParser(
         "predict",
-        {"what to segment": PredictCommand},
+        {"what to segment": PredictCommand, "how to open it": LoadSettings},
         ("model", "images"),
         example="samparser predict runs/mine/adapter photos/ --boxes boxes.json --output masks",
     )
@@ -67,11 +65,11 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         0, or 1 where images were left out because they do not open or cannot be segmented.
     """
-    (command,) = parser().parse(arguments)
+    command, loading = parser().parse(arguments)
     given = [name for name in ("boxes", "points", "grid") if getattr(command, name) is not None]
     if len(given) != 1:
         raise ValueError(f"Give exactly one of --boxes, --points and --grid; given: {', '.join(given) or 'none'}.")
-    model, processor = load_model(command.model, base=command.base)
+    model, processor = loading.load(command.model)
     written = predict_files(
         on_device(model, command.device),
         processor,

@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from samparser._options import option
 from samparser._words import count
+from samparser.methods import load_model
 
 MODEL = "A SAM checkpoint (base or merged) or an adapter: a local folder, or a name on the Hugging Face hub."
-BASE = (
-    "Base model of the adapter: a folder, or a name on the hub, which is fetched. Not given: the one that the adapter "
-    "names, if it is on this machine; nothing is fetched because an adapter asks for it."
-)
 DEVICE = "auto: a GPU where there is one; cpu: never a GPU."
 
 # Up to so many images are read once before a run, so that one bad file is left out rather than stops the run later.
 _SCANNED_UP_TO = 2000
 _NAMED = 5
+
+
+@dataclass(frozen=True)
+class LoadSettings:
+    """How an adapter is put on its base, and what is compared first. A whole model has no use for these."""
+
+    base: str | None = option(
+        "Base model of the adapter: a folder, or a name on the hub, which is fetched. Not given: the one that the "
+        "adapter names, if it is on this machine; nothing is fetched because an adapter asks for it.",
+        None,
+    )
+    check_base: bool = option(
+        "Refuse a base whose weights are not those of the training. With false it is used all the same, at the price "
+        "of masks that nobody has validated; another architecture is refused either way.",
+        True,
+    )
+    check_weights: bool = option(
+        "Refuse trained weights that are not those that were saved. With false they are used all the same: for files "
+        "that were changed on purpose.",
+        True,
+    )
+
+    def load(self, path: str) -> tuple[Any, Any]:
+        """Return the model and its processor; see `samparser.methods.load_model`."""
+        return load_model(path, self.base, check_base=self.check_base, check_weights=self.check_weights)
 
 
 def refuse_less_than_one(command: Any, *names: str) -> None:
@@ -46,12 +69,13 @@ def say(text: object) -> None:
         print(text, flush=True)
 
 
-def open_split(data: Any, split: str) -> Any:
+def open_split(data: Any, split: str, title: str | None = None) -> Any:
     """Open a split, without the images of a small set that do not open, and print counts and what is left out.
 
     Args:
         data: `DataSettings`.
         split: The split's name.
+        title: What it is called in what is printed; not given: by its name.
     """
     from samparser.data import open_dataset  # needs the extra packages, which push and merge do without
 
@@ -59,7 +83,7 @@ def open_split(data: Any, split: str) -> Any:
     if not data.scan and len(dataset) <= _SCANNED_UP_TO:
         dataset = open_dataset(replace(data, scan=True), split)
     images, entries = count(len(dataset), "image"), count(len(dataset.skipped), "entry", "entries")
-    say(f"{split}: {images} of layout {dataset.layout}, {entries} skipped")
+    say(f"{title or split}: {images} of layout {dataset.layout}, {entries} skipped")
     for skip in dataset.skipped[:_NAMED]:
         say(f"  skipped {skip.where}: {skip.why}")
     if len(dataset.skipped) > _NAMED:

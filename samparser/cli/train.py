@@ -14,7 +14,7 @@ from samparser.data import DataSettings
 from samparser.methods import build, describe, save_trained
 from samparser.prompts import PromptSettings
 from samparser.sam import load_sam
-from samparser.training import EvalSettings, TrainSettings, train, verdict
+from samparser.training import AlsoSettings, EvalSettings, TrainSettings, train, verdict
 
 from .parser import SettingsParser
 from .shared import open_split, say
@@ -45,6 +45,7 @@ def parser() -> SettingsParser:
             "prompts": PromptSettings,
             "training": TrainSettings,
             "scoring": EvalSettings,
+            "forgetting": AlsoSettings,
         },
         example="samparser train --model facebook/sam-vit-base --data path/to/data --output_dir runs/mine",
         required=("output_dir",),
@@ -53,12 +54,14 @@ def parser() -> SettingsParser:
 
 def run(arguments: Sequence[str]) -> int:
     """Train, score, and say where everything is."""
-    command, data, prompts, settings, scoring = parser().parse(arguments)
+    command, data, prompts, settings, scoring, other = parser().parse(arguments)
     assert settings.output_dir is not None  # required
     options = _method_options(command.method_options)
     base, processor = load_sam(command.model)
     train_set = open_split(data, command.train_split)
     eval_set = None if command.eval_split == "none" else open_split(data, command.eval_split)
+    other_data = other.data_settings()
+    also = None if other_data is None else open_split(other_data, other.also_split, f"also {other.also_split}")
     model = build(command.method, base, **options)
     total = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     say(f"{describe(model)}; the other {total:,} parameters are frozen")
@@ -71,6 +74,7 @@ def run(arguments: Sequence[str]) -> int:
         settings,
         prompts=prompts,
         eval_settings=scoring,
+        also=also,
         resume=command.resume,
         overwrite=command.overwrite,
         context={
@@ -80,6 +84,7 @@ def run(arguments: Sequence[str]) -> int:
             "data": asdict(data),
             "train_split": command.train_split,
             "eval_split": command.eval_split,
+            **({} if also is None else {"also": asdict(other)}),
         },
         save=save_trained,
     )
@@ -87,6 +92,10 @@ def run(arguments: Sequence[str]) -> int:
         say(result.scores)
     if result.scores is not None and result.before is not None:
         say(f"\n{verdict(result.before, result.scores)}\n")
+    if result.forgetting is not None:
+        say(result.forgetting)
+    elif result.also is not None:
+        say(f"No scores of before to tell what was forgotten by; those of after are in {result.folder.also_after}.")
     say(f"{count(result.steps, 'step')}; everything is in {result.folder.path}, the adapter in {result.folder.adapter}")
     return 0
 

@@ -6,7 +6,7 @@ report = compare(load_experiment("experiments/mini-nuclei.json"), output="compar
 from __future__ import annotations
 
 from .collect import Column, Report
-from .experiment import DataSource, Experiment, MethodRow, Search, with_settings
+from .experiment import DataSource, Experiment, MethodRow, ScoredSource, Search, with_settings
 from .experiment_file import load_experiment, parse_experiment
 from .pages import markdown
 from .run import compare, select
@@ -21,6 +21,7 @@ __all__ = [
     "ExperimentError",
     "MethodRow",
     "Report",
+    "ScoredSource",
     "Search",
     "compare",
     "load_experiment",

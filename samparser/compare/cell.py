@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
     features = str(workspace.output / "features") if workspace.cached(cell) else None
     settings = train_settings_of(experiment, source, row, cell, rates, output_dir=str(folder), cache=features)
     train_set, test_set = workspace.sets_of(cell)
+    # Trials choose the rates; what is forgotten takes no part in that.
+    also_set: Any = None if cell.kind == "trial" else workspace.also_set
     start = time.perf_counter()
     # A method that starts at random starts from the cell's seed.
     set_seed(settings.seed)
@@ -55,8 +57,13 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
     trained = describe(model)
     timing: dict[str, Any] = {"steps": 0, "seconds_per_step": None}
     if cell.kind == "once":
-        scores = _scores_of(workspace, model, test_set, settings, experiment.eval_settings(source, row))
+        sets = [(test_set, experiment.eval_settings(source, row))]
+        sets += [] if also_set is None else [(also_set, experiment.also_eval_settings())]
+        scores, *rest = scores_of(workspace, model, sets, settings)
         scores.to_csv(folder / "scores.csv")
+        also = rest[0] if rest else None
+        if also is not None:
+            also.to_csv(folder / "scores_also.csv")
     else:
         resume = _prepare(folder)
         result = train(
@@ -67,13 +74,14 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
             settings,
             prompts=experiment.prompt_settings(source, row),
             eval_settings=experiment.eval_settings(source, row),
+            also=also_set,
             resume=resume,
             context={"cell": workspace.settings_of(cell, rates)},
             save=save_trained,
             figures=False,
         )
         assert result.scores is not None
-        scores = result.scores
+        scores, also = result.scores, result.also
         runtime = read_json(folder / "finished.json").get("train_runtime")
         # Of a run that was stopped in between, only the last part was timed.
         whole = runtime is not None and not resume and result.steps > 0
@@ -85,6 +93,7 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
         "scores": _plain(scores.summary()),
         "definitions": scores.definitions(),
         "units": units_of(scores),
+        **({} if also is None else {"also": also_entry(also)}),
         "trained": {"total": trained.total, "by_part": trained.trained, "bytes": trained.bytes_on_disk},
         "time": {
             **timing,
@@ -96,6 +105,11 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
         "versions": versions(),
         "git": git_state(Path(__file__).parent),
     }
+
+
+def also_entry(scores: ScoreTable) -> dict[str, Any]:
+    """Return what a result file holds of the scores on the other set."""
+    return {"scores": _plain(scores.summary()), "definitions": scores.definitions(), "units": units_of(scores)}
 
 
 def tidy(output: Path, cell: Cell) -> None:
@@ -141,16 +155,25 @@ def _prepare(folder: Path) -> bool:
     return False
 
 
-def _scores_of(
-    workspace: Workspace, model: Any, test_set: Any, settings: TrainSettings, scoring: EvalSettings
-) -> ScoreTable:
+def scores_of(
+    workspace: Workspace, model: Any, sets: Sequence[tuple[Any, EvalSettings]], settings: TrainSettings
+) -> list[ScoreTable]:
+    """Return the scores of a model that is not trained, from cached features where the settings say so.
+
+    Args:
+        workspace: For the processor.
+        model: What to score; it moves to the device of the settings.
+        sets: Data sets, each with how it is scored.
+        settings: Device and cache.
+    """
     model = model.to(settings.device)
     cache = open_cache(model, workspace.processor, settings)
     if cache is None:
-        return evaluate(model, workspace.processor, test_set, scoring)
-    cache.fill(test_set)
+        return [evaluate(model, workspace.processor, dataset, scoring) for dataset, scoring in sets]
+    for dataset, _ in sets:
+        cache.fill(dataset)
     with cache.feeding() as fed:
-        return evaluate(model, fed, test_set, scoring)
+        return [evaluate(model, fed, dataset, scoring) for dataset, scoring in sets]
 
 
 def _plain(value: Any) -> Any:

@@ -23,6 +23,9 @@ class Column:
         trials: For each row the results of its trials, in their order.
         train_images: Images to train on.
         test_images: Images that are scored.
+        before: Scores of the untuned model on the experiment's other set, as result files hold them under `also`; None
+            where there is no other set.
+        before_row: The row that they are of; None where no row of the experiment trains nothing.
     """
 
     source: DataSource
@@ -30,6 +33,8 @@ class Column:
     trials: Results
     train_images: int
     test_images: int
+    before: dict[str, Any] | None = None
+    before_row: str | None = None
 
     def score(self, row: str, metric: str) -> Spread | None:
         """Return mean and deviation over seeds, from 0 to 1; None where a metric is not defined on this set."""
@@ -44,6 +49,21 @@ class Column:
         if any(metric not in result["units"] for result in (*mine, *theirs)):
             return None
         return paired_difference([r["units"][metric] for r in mine], [r["units"][metric] for r in theirs])
+
+    def also_score(self, row: str) -> Spread | None:
+        """Return mean and deviation over seeds of the mIoU on the other set, from 0 to 1; None where nothing scores."""
+        values = [score_of(result["also"], "miou") for result in self.runs[row]]
+        return spread([value for value in values if value is not None]) if None not in values else None
+
+    def forgetting(self, row: str) -> Difference | None:
+        """Return the row's mIoU on the other set minus the untuned model's, paired by seed and image: negative is lost.
+
+        None without another set, and for the row that the others are taken against.
+        """
+        if self.before is None or row == self.before_row:
+            return None
+        mine = [result["also"]["units"]["miou"] for result in self.runs[row]]
+        return paired_difference(mine, [self.before["units"]["miou"]] * len(mine))
 
     def seconds_per_step(self, row: str) -> float | None:
         """Return the median over seeds; None for runs that were stopped in between and where nothing is trained."""
@@ -93,7 +113,11 @@ class Report:
         }
 
     def _column(self, column: Column) -> dict[str, Any]:
+        before = None
+        if column.before is not None:
+            before = {"row": column.before_row, "miou": score_of(column.before, "miou")}
         return {
+            **({} if before is None else {"also_before": before}),
             "train_images": column.train_images,
             "test_images": column.test_images,
             "rows": {row.name: self._row(column, row.name) for row in self.experiment.methods},
@@ -116,6 +140,7 @@ class Report:
             }
         return {
             "metrics": metrics,
+            **({} if column.before is None else {"also": self._also(column, row)}),
             "rates": column.rates(row),
             "trials": [
                 {"rates": trial["rates"], "scores": trial["scores"]["instance_image_mean"]}
@@ -124,6 +149,15 @@ class Report:
             "trained": column.runs[row][0]["trained"],
             "seconds_per_step": column.seconds_per_step(row),
             "cached": column.cached(row),
+        }
+
+    def _also(self, column: Column, row: str) -> dict[str, Any]:
+        score, lost = column.also_score(row), column.forgetting(row)
+        return {
+            "mean": score.mean if score else None,
+            "deviation": score.deviation if score else None,
+            "seeds": [score_of(result["also"], "miou") for result in column.runs[row]],
+            "difference": {**asdict(lost), "clear": lost.clear} if lost else None,
         }
 
     def _distinct(self, field: str) -> list[Any]:

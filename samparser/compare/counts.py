@@ -8,11 +8,12 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from samparser.methods.cost import method_cost
-from samparser.sam import FAMILIES
+from samparser.methods.cost import meta_model, method_cost
+from samparser.sam.families import family_of_config
 from samparser.training.environment import versions
 
 from .experiment import Experiment, MethodRow
+from .plan import applied_without_weights
 from .strict import ExperimentError
 
 
@@ -27,9 +28,13 @@ def count_rows(experiment: Experiment, say: Callable[[str], None]) -> dict[str, 
         By row what `counted` gives, and `versions`.
 
     Raises:
-        ExperimentError: The model has no configuration of a SAM.
+        ExperimentError: The model has no configuration of a SAM family, or needs a package that is not installed, or
+            a row's method cannot be applied to this family; found before the first row is counted.
     """
     config = _config(experiment)
+    model = meta_model(config)
+    for row in experiment.methods:  # refuses what cannot be applied before the first one is counted
+        applied_without_weights(row, model)
     costs = {}
     for number, row in enumerate(experiment.methods, start=1):
         costs[row.name] = {**counted(row, config), "versions": versions()}
@@ -53,6 +58,13 @@ def _config(experiment: Experiment) -> Any:
             f"{experiment.name}: the model {experiment.model!r} has no configuration that can be read ({error}). Give "
             f"a folder with config.json, relative to {Path(experiment.file).parent}, or a name on the hub."
         ) from error
-    if config.model_type not in FAMILIES:
-        raise ExperimentError(f"{experiment.name}: the model {experiment.model!r} is no SAM but {config.model_type!r}.")
+    except ImportError as error:  # EdgeTAM's config asks for timm
+        raise ExperimentError(
+            f"{experiment.name}: the model {experiment.model!r} needs a package that is not installed: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+    try:
+        family_of_config(config, "Counting")
+    except TypeError as error:
+        raise ExperimentError(f"{experiment.name}: the model {experiment.model!r} is of no family. {error}") from error
     return config

@@ -10,6 +10,7 @@ from typing import Any
 from samparser.data import DataSettings
 from samparser.prompts import PromptSettings
 from samparser.training import EvalSettings, TrainSettings
+from samparser.training.also import tight
 
 from .strict import check_fields, said_where
 
@@ -30,8 +31,8 @@ def training_fields() -> list[str]:
 
 
 @dataclass(frozen=True)
-class DataSource:
-    """One data set of an experiment.
+class ScoredSource:
+    """A data set that is scored: where it lies and how it is read.
 
     Attributes:
         name: Key of the set in result files and in `paper`.
@@ -41,13 +42,7 @@ class DataSource:
         title: Column title; by default the name.
         layout: A layout of `samparser.data`, by name; `auto` looks at the files.
         options: Further fields of `DataSettings`: `val_ratio`, `classes`, `min_area`, `split_volumes`, ...
-        train_split: Split to train on.
         test_split: Split to score on. Nothing is chosen by its scores.
-        metrics: Scores to report: `miou`, `f1`, and `dsc` for volumes.
-        training: Fields of `TrainSettings` that differ from the experiment's for this set, `recipe` for instance.
-        prompts: Fields of `PromptSettings` that differ for this set.
-        cache: Whether methods that train nothing before the neck may train from cached features. The disk need is 6.3
-            MB an image for ViT-B: set it to false for sets of many thousand images.
     """
 
     name: str
@@ -57,16 +52,31 @@ class DataSource:
     title: str = ""
     layout: str = "auto"
     options: dict[str, Any] = field(default_factory=dict)
-    train_split: str = "train"
     test_split: str = "val"
-    metrics: list[str] = field(default_factory=lambda: ["miou", "f1"])
-    training: dict[str, Any] = field(default_factory=dict)
-    prompts: dict[str, Any] = field(default_factory=dict)
-    cache: bool = True
 
     def settings(self, root: Path, limit: int | None = None) -> DataSettings:
         """Return what `open_dataset` is told."""
         return DataSettings(data=str(root / self.folder), layout=self.layout, limit=limit, **self.options)
+
+
+@dataclass(frozen=True)
+class DataSource(ScoredSource):
+    """One data set of an experiment, to train on and to score.
+
+    Attributes:
+        train_split: Split to train on.
+        metrics: Scores to report: `miou`, `f1`, and `dsc` for volumes.
+        training: Fields of `TrainSettings` that differ from the experiment's for this set, `recipe` for instance.
+        prompts: Fields of `PromptSettings` that differ for this set.
+        cache: Whether methods that train nothing before the neck may train from cached features. The disk need is 6.3
+            MB an image for ViT-B: set it to false for sets of many thousand images.
+    """
+
+    train_split: str = "train"
+    metrics: list[str] = field(default_factory=lambda: ["miou", "f1"])
+    training: dict[str, Any] = field(default_factory=dict)
+    prompts: dict[str, Any] = field(default_factory=dict)
+    cache: bool = True
 
 
 @dataclass(frozen=True)
@@ -150,6 +160,7 @@ class Experiment:
         evaluation: Fields of `EvalSettings`.
         seeds: One training per row, data set and seed.
         reference: Name of the row that differences are taken to.
+        also: Another data set that every final model is scored on with tight boxes: what it forgot.
         search: How learning rates are chosen; not given: they are those of `training`.
         paper: What the paper reports, in percent: `{row: {data set: {metric: value}}}`.
         panels: Which images and rows to draw.
@@ -169,6 +180,7 @@ class Experiment:
     evaluation: dict[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
     reference: str = "decoder"
+    also: ScoredSource | None = None
     search: Search | None = None
     paper: dict[str, Any] = field(default_factory=dict)
     panels: Panels | None = None
@@ -201,6 +213,10 @@ class Experiment:
     def eval_settings(self, source: DataSource, row: MethodRow) -> EvalSettings:
         """Return how a cell is scored: with the kind of prompt that it trains with, unless another is named."""
         return EvalSettings(**self.evaluation).resolved(self.prompt_settings(source, row))
+
+    def also_eval_settings(self) -> EvalSettings:
+        """Return how the other set is scored: with tight boxes, whatever the rows train with."""
+        return tight(EvalSettings(**self.evaluation))
 
     def trials(self, row: MethodRow) -> list[dict[str, float]]:
         """Return the learning rates that a row tries; empty where nothing is searched."""

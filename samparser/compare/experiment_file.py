@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from samparser._untrusted import read_json
 from samparser.data import DataSettings
@@ -16,13 +16,14 @@ from samparser.methods import METHODS
 from samparser.prompts import PromptSettings
 from samparser.training import EvalSettings, TrainSettings
 
-from .experiment import METRICS, RATES, DataSource, Experiment, MethodRow, Panels, Search, training_fields
+from .experiment import METRICS, RATES, DataSource, Experiment, MethodRow, Panels, ScoredSource, Search, training_fields
 from .plugins import import_files
 from .strict import ExperimentError, check_fields, from_json, refuse_unknown, said_where
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 # What a comparison decides itself.
 _OWN_DATA = ("data", "layout", "limit", "scan")
+_Scored = TypeVar("_Scored", bound=ScoredSource)
 
 
 def load_experiment(path: str | Path) -> Experiment:
@@ -54,6 +55,8 @@ def parse_experiment(content: Any, path: Path = Path("experiment.json")) -> Expe
     import_files([path.parent / str(name) for name in given.get("imports", [])])
     for name, parse in (("data", _data), ("methods", _row)):
         given[name] = tuple(parse(item, f"{where}.{name}[{i}]") for i, item in enumerate(given.get(name, [])))
+    if given.get("also") is not None:
+        given["also"] = _scored(ScoredSource, given["also"], f"{where}.also")
     for name, kind in (("search", Search), ("panels", Panels)):
         if given.get(name) is not None:
             given[name] = from_json(kind, given[name], f"{where}.{name}")
@@ -64,23 +67,32 @@ def parse_experiment(content: Any, path: Path = Path("experiment.json")) -> Expe
 
 
 def _data(given: Any, where: str) -> DataSource:
-    source = from_json(DataSource, given, where)
-    _check_name(source.name, where)
-    if source.layout != "auto":
-        refuse_unknown([source.layout], ["auto", *LAYOUTS], where, "layout")
-    refuse_unknown([source.train_split, source.test_split], SPLITS, where, "split")
+    source = _scored(DataSource, given, where)
+    refuse_unknown([source.train_split], SPLITS, where, "split")
     refuse_unknown(source.metrics, METRICS, where, "metric")
-    if any(Path(pattern).is_absolute() or ".." in Path(pattern).parts for pattern in source.files):
-        raise ExperimentError(f"{where}.files are paths or globs inside of the folder, got {source.files}.")
-    if not source.files or not source.metrics:
-        raise ExperimentError(f"{where} needs at least one entry in files and in metrics.")
+    if not source.metrics:
+        raise ExperimentError(f"{where} needs at least one entry in metrics.")
     if source.train_split == source.test_split or "all" in (source.train_split, source.test_split):
         raise ExperimentError(
             f"{where} trains on {source.train_split!r} and scores on {source.test_split!r}; these share images."
         )
+    _check_settings(source, where)
+    return source
+
+
+def _scored(kind: type[_Scored], given: Any, where: str) -> _Scored:
+    """Read what every set that is scored has: where it lies and how it is read."""
+    source = from_json(kind, given, where)
+    _check_name(source.name, where)
+    if source.layout != "auto":
+        refuse_unknown([source.layout], ["auto", *LAYOUTS], where, "layout")
+    refuse_unknown([source.test_split], SPLITS, where, "split")
+    if any(Path(pattern).is_absolute() or ".." in Path(pattern).parts for pattern in source.files):
+        raise ExperimentError(f"{where}.files are paths or globs inside of the folder, got {source.files}.")
+    if not source.files:
+        raise ExperimentError(f"{where} needs at least one entry in files.")
     allowed = [part.name for part in fields(DataSettings) if part.name not in _OWN_DATA]
     check_fields(DataSettings, source.options, f"{where}.options", allowed=allowed)
-    _check_settings(source, where)
     with said_where(f"{where}.options"):
         source.settings(Path())
     return replace(source, title=source.title or source.name)
@@ -131,6 +143,8 @@ def _check(experiment: Experiment, where: str) -> None:
             with said_where(f"{where}: settings of {row.name} on {source.name}"):
                 experiment.train_settings(source, row)
                 experiment.prompt_settings(source, row)
+    if experiment.also is not None and not experiment.data:
+        raise ExperimentError(f"{where}.also is scored with trained models, but {where}.data is empty: nothing trains.")
     _check_panels(experiment, f"{where}.panels")
     _check_search(experiment, where)
     _check_paper(experiment, f"{where}.paper")

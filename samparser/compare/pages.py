@@ -92,6 +92,8 @@ def _scores(report: Report, column: Column) -> str:
         title = _TITLES[metric]
         head += [f"{title} %", *(["paper"] if has_paper else [])]
         head += [f"{title} against {against}", *(["paper"] if has_paper else [])]
+    if column.before is not None:
+        head.append(f"{_also_title(report)}: mIoU against {_untuned(report, column)}")
     lines = []
     for row in report.experiment.methods:
         cells = [row.label]
@@ -104,8 +106,19 @@ def _scores(report: Report, column: Column) -> str:
             cells.append(_difference(column.difference(row.name, reference, metric)))
             if has_paper:
                 cells.append(number(report.paper_difference(row.name, name, metric), form="+.1f"))
+        if column.before is not None:
+            cells.append(_difference(column.forgetting(row.name)))
         lines.append(cells)
     return table(head, lines)
+
+
+def _also_title(report: Report) -> str:
+    return report.experiment.also.title if report.experiment.also is not None else ""
+
+
+def _untuned(report: Report, column: Column) -> str:
+    """Return what forgetting is taken against, in words."""
+    return "zero-shot" if column.before_row is None else report.experiment.row(column.before_row).label
 
 
 def _measured(cost: dict[str, Any]) -> str:
@@ -182,6 +195,14 @@ def _conventions(report: Report) -> Iterable[str]:
         "images make the error itself uncertain: they support no order. Among twenty differences without any effect "
         "about one is expected to lie outside."
     )
+    if (before := report.columns[0].before) is not None:
+        untuned, images = _untuned(report, report.columns[0]), len(before["units"]["miou"])
+        score = number(before["scores"]["instance_image_mean"]["miou"], 100)
+        yield (
+            f"{_also_title(report)}: mIoU against {untuned}: what is forgotten. The models of each table on {images} "
+            f"images of {_also_title(report)}, prompted with tight boxes whatever they train with, minus {untuned} "
+            f"there ({score} %), in points, paired by seed and image; below 0 is lost. Nothing is chosen by it."
+        )
     if any(column.cached(row.name) for column in report.columns for row in experiment.methods):
         yield (
             "Rows that train nothing before the neck are trained and scored from cached features; their seconds a step "

@@ -39,8 +39,8 @@ class Cell:
         return f"{self.data}, {self.row}{words[self.kind]}"
 
 
-def trains_nothing(row: MethodRow, base: nn.Module) -> bool:
-    """Tell whether a row's method leaves every parameter of the model frozen; asked of a model without weights.
+def applied_without_weights(row: MethodRow, base: nn.Module) -> nn.Module:
+    """Apply a row's method to a model without weights of the base's configuration.
 
     Raises:
         ExperimentError: The method cannot be applied with the row's options.
@@ -48,12 +48,16 @@ def trains_nothing(row: MethodRow, base: nn.Module) -> bool:
     with torch.device("meta"):
         empty = type(base)(base.config)
     try:
-        tuned = build(row.method, empty, **row.options)
+        return build(row.method, empty, **row.options)
     except Exception as error:
         raise ExperimentError(
             f"{row.name}: method {row.method!r} cannot be applied with the options {row.options}: {error}"
         ) from error
-    return not any(parameter.requires_grad for parameter in tuned.parameters())
+
+
+def trains_nothing(row: MethodRow, base: nn.Module) -> bool:
+    """Tell whether a row's method leaves every parameter of the model frozen; raises as above."""
+    return not any(parameter.requires_grad for parameter in applied_without_weights(row, base).parameters())
 
 
 def trial_cells(experiment: Experiment, data: str, row: MethodRow) -> list[Cell]:

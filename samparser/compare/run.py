@@ -10,10 +10,11 @@ from typing import Any
 
 from samparser._extras import require
 
+from .also import BEFORE, BEFORE_FIELDS, before_settings, refuse_trained_on, score_before
 from .cell import CELL_FIELDS, tidy
 from .collect import Column, Report
 from .counts import count_rows
-from .experiment import Experiment, MethodRow
+from .experiment import Experiment, MethodRow, ScoredSource
 from .figure import draw_figure
 from .pages import write_report
 from .plan import Cell, seed_cells, trains_nothing, trial_cells
@@ -64,7 +65,7 @@ def compare(
     if experiment.panels is not None:
         require("matplotlib.figure", "Drawing the panels of an experiment")
     root = _root(experiment, data_root)
-    require_data(experiment.data, root)
+    require_data(_sources(experiment), root)
     output = Path(output).expanduser().resolve()
     workspace, store = Workspace(experiment, root, output, limit), ResultStore(output)
     try:
@@ -109,9 +110,13 @@ def _root(experiment: Experiment, given: str | Path | None) -> Path:
     if experiment.data_root is None:
         raise ExperimentError(
             f"{experiment.name} needs --data-root, the folder that holds "
-            f"{', '.join(source.folder for source in experiment.data)}."
+            f"{', '.join(source.folder for source in _sources(experiment))}."
         )
     return experiment.file.parent / experiment.data_root
+
+
+def _sources(experiment: Experiment) -> list[ScoredSource]:
+    return [*experiment.data, *([] if experiment.also is None else [experiment.also])]
 
 
 class _Run:
@@ -122,18 +127,24 @@ class _Run:
         self.experiment = workspace.experiment
         self.results: dict[Cell, dict[str, Any]] = {}
         self.costs: dict[str, dict[str, Any]] = {}
+        self.before: dict[str, Any] | None = None
         self.once = {row.name for row in self.experiment.methods if trains_nothing(row, workspace.base)}
+        # What is forgotten is taken against the row that trains nothing, or else against the untuned model.
+        self.needs_before = self.experiment.also is not None and not self.once
         self.started = time.perf_counter()
         self.run_here, self.planned = 0, 0
 
     @property
     def finished(self) -> int:
         """How many results are there."""
-        return len(self.results) + len(self.costs)
+        return len(self.results) + len(self.costs) + (self.before is not None)
 
     def start(self, *, cost: bool) -> None:
         """Read what is finished, refuse what was made otherwise, and line up what is missing."""
+        refuse_trained_on(self.workspace)
         self.planned = self._count(cost)
+        if self.needs_before:
+            self.before = self.store.read_same(BEFORE, before_settings(self.workspace), BEFORE_FIELDS)
         for row in self.experiment.methods if cost else ():
             settings = cost_settings(self.workspace, row)
             found = self.store.read_same(f"cost--{row.name}", settings, COST_FIELDS)
@@ -155,6 +166,12 @@ class _Run:
 
     def finish(self) -> None:
         """Run what is lined up, and the seeds of each row once its trials are finished."""
+        if self.needs_before and self.before is None:
+            assert self.experiment.also is not None
+            self.before = score_before(self.workspace)
+            self.store.write(BEFORE, self.before)
+            score = self.before["also"]["scores"]["instance_image_mean"]["miou"]
+            self._tell(f"{self.experiment.also.name} before training", f"mIoU {100 * score:.2f}")
         for task, result in self.workers.results():
             if isinstance(task, str):
                 self.store.write(f"cost--{task}", result)
@@ -194,7 +211,10 @@ class _Run:
                 runs[row.name] = [self.results[cell] for cell in seed_cells(self.experiment, source.name, row)]
                 trials[row.name] = [self.results[cell] for cell in trial_cells(self.experiment, source.name, row)]
             train_set, test_set = self.workspace.sets(source)
-            columns.append(Column(source, runs, trials, len(train_set), len(test_set)))
+            known = next((row.name for row in self.experiment.methods if row.name in self.once), None)
+            before = runs[known][0] if known is not None else self.before
+            also = None if self.experiment.also is None or before is None else before["also"]
+            columns.append(Column(source, runs, trials, len(train_set), len(test_set), also, known))
         return columns
 
     def _want_seeds(self, data: str, row: MethodRow) -> None:
@@ -204,7 +224,10 @@ class _Run:
                 self._want(cell, rates)
 
     def _want(self, cell: Cell, rates: Mapping[str, float]) -> None:
-        found = self.store.read_same(cell.name, self.workspace.settings_of(cell, rates), CELL_FIELDS)
+        settings = self.workspace.settings_of(cell, rates)
+        found = self.store.read_same(cell.name, settings, CELL_FIELDS)
+        if found is not None and "also" in settings:
+            found = self.store.read_same(cell.name, settings, (*CELL_FIELDS, "also"))
         if found is not None:
             tidy(self.workspace.output, cell)
             self.results[cell] = found
@@ -219,7 +242,7 @@ class _Run:
             for source in experiment.data
             for row in experiment.methods
         ]
-        return len(experiment.methods) * cost + sum(trainings)
+        return len(experiment.methods) * cost + sum(trainings) + self.needs_before
 
     def _search_metric(self) -> str:
         return self.experiment.search.metric if self.experiment.search is not None else "miou"

@@ -22,7 +22,7 @@ from samparser.sam import load_sam
 from samparser.training import TrainSettings
 from samparser.training.settings import MAY_DIFFER
 
-from .experiment import DataSource, Experiment, MethodRow
+from .experiment import DataSource, Experiment, MethodRow, ScoredSource
 from .plan import Cell
 from .strict import ExperimentError
 
@@ -35,7 +35,7 @@ _NOT_COMPARED = MAY_DIFFER | {
 }
 
 
-def require_data(sources: Sequence[DataSource], root: Path) -> None:
+def require_data(sources: Sequence[ScoredSource], root: Path) -> None:
     """Make sure that every data set is there.
 
     Raises:
@@ -89,6 +89,16 @@ class Workspace:
         """A hash of all weights of the base model."""
         hashes = fingerprint(self.base.state_dict())
         return sha256_of(json.dumps(hashes, sort_keys=True))[:16]
+
+    @cached_property
+    def also_set(self) -> SegmentationDataset | None:
+        """The images of the other set that final models are scored on; None where the experiment names none.
+
+        Raises:
+            DataError: They cannot be read as the experiment says.
+        """
+        also = self.experiment.also
+        return None if also is None else _scanned(open_dataset(also.settings(self.root, self.limit), also.test_split))
 
     def sets(self, source: DataSource) -> tuple[SegmentationDataset, SegmentationDataset]:
         """Return the training and the test images of a data set.
@@ -150,11 +160,30 @@ class Workspace:
             "cached": self.cached(cell),
             "evaluation": asdict(experiment.eval_settings(source, row)),
         }
+        if experiment.also is not None and cell.kind != "trial":
+            settings["also"] = also_settings(self)
         if cell.kind != "once":
             settings["data"] |= {"train_split": source.train_split, "train_images": _names(train_set)}
             settings["training"] = {name: value for name, value in training.items() if name not in _NOT_COMPARED}
             settings["prompts"] = asdict(experiment.prompt_settings(source, row))
         return json.loads(json.dumps(settings))
+
+
+def also_settings(workspace: Workspace) -> dict[str, Any]:
+    """Return all that decides the scores of a model on the other set, as plain values."""
+    also, experiment = workspace.experiment.also, workspace.experiment
+    assert also is not None
+    assert workspace.also_set is not None
+    settings = {
+        "folder": also.folder,
+        "layout": also.layout,
+        **also.options,
+        "limit": workspace.limit,
+        "test_split": also.test_split,
+        "test_images": _names(workspace.also_set),
+        "evaluation": asdict(experiment.also_eval_settings()),
+    }
+    return dict(json.loads(json.dumps(settings)))
 
 
 def train_settings_of(

@@ -276,7 +276,7 @@ class FeatureCache:
             "form": self.form,
             "shapes": self.store.shapes,
             "dtype": str(self.store.dtype),
-            "model": getattr(self._sam.config, "_name_or_path", ""),
+            "model": getattr(self._sam.config, "name_or_path", ""),
             "preprocessing": self._images.to_dict(),
             "torch": torch.__version__,
             "transformers": transformers_version,

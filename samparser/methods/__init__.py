@@ -3,7 +3,7 @@
 model = build("samparser", model)         # or "lora", "adapter", "decoder", "full", ...: see METHODS
 save_trained(model, "out")                # what was trained, nothing of the base
 model = load_trained(base_model, "out")
-plain = merged(model)                     # a plain SamModel, where the method allows it
+plain = merged(model)                     # a plain model of transformers, where the method allows it
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""Bottleneck adapters between the attention of a transformer layer and the LayerNorm after it."""
+"""Bottleneck adapters between the attention of a transformer layer and the LayerNorm after it: the methods."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers.models.sam.modeling_sam import SamVisionLayer
 
+from .adapted_layers import adapted_layer
 from .registry import method
-from .sam_parts import fused_projections, mask_decoder, transformer_layers
+from .sam_parts import attention_layers, mask_decoder, plain_linear
 
 # Deviation of the weights of Houlsby et al.'s adapter at the start; the paper cuts the normal at two of them.
 _DEVIATION = 0.01
@@ -18,42 +18,6 @@ _NOT_MERGEABLE = (
     "a bottleneck adapter has a nonlinearity between its two projections, so no weight of the base model can take it "
     "in; use the tuned model as it is"
 )
-
-
-class AdaptedVisionLayer(SamVisionLayer):
-    """A transformer layer of SAM's image encoder with an adapter on the output of its attention.
-
-        h = x + adapter(attention(norm1(x))),    y = h + mlp(norm2(h))
-
-    The adapter sees the whole grid of tokens, (B, H, W, C), also where the attention works in windows: a convolution
-    in it crosses the windows' borders, and no work is spent on the windows' padding.
-
-    transformers recognises the layers whose outputs it records, and recomputes under gradient checkpointing, by their
-    class; therefore this is a subclass. The parts of the given layer keep their names.
-    """
-
-    def __init__(self, layer: SamVisionLayer, adapter: nn.Module) -> None:
-        nn.Module.__init__(self)
-        for name, part in layer.named_children():
-            setattr(self, name, part)
-        self.window_size = layer.window_size
-        self.adapter = adapter
-        for name in ("gradient_checkpointing", "_gradient_checkpointing_func"):
-            if name in vars(layer):
-                setattr(self, name, getattr(layer, name))
-        self.train(layer.training)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Map tokens (B, H, W, C) to tokens of the same shape."""
-        tokens = self.layer_norm1(hidden_states)
-        if self.window_size:
-            windows, padded = self.window_partition(tokens, self.window_size)
-            attended, _ = self.attn(hidden_states=windows)
-            attended = self.window_unpartition(attended, self.window_size, padded, tuple(tokens.shape[1:3]))
-        else:
-            attended, _ = self.attn(hidden_states=tokens)
-        hidden_states = hidden_states + self.adapter(attended)
-        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
 
 
 class HoulsbyAdapter(nn.Module):
@@ -119,12 +83,18 @@ def adapter(model: nn.Module, bottleneck: int = 192, kernel: int = 5, decoder: b
 
     The paper describes two linear layers and a ReLU between attention and LayerNorm, which cannot have 3514.5 K
     parameters; 12 bottlenecks 768 -> 192 -> 768 without bias around a 5x5 depthwise convolution with bias do, and
-    have its FLOPs too, on the whole grid of 64 x 64 tokens. `decoder`: also train the mask decoder.
+    have its FLOPs too, on the whole grid of 64 x 64 tokens. `bottleneck` is that of the widest layer: where layers
+    differ in width, as in SAM 2, narrower ones get as much less. `decoder`: also train the mask decoder.
     """
     _check_bottleneck(bottleneck)
     if kernel < 1 or kernel % 2 == 0:
         raise ValueError(f"The kernel of the adapter's convolution is {kernel}; it must be odd (the paper's is 5).")
-    _insert(model, lambda width, device, dtype: ConvolutionalAdapter(width, bottleneck, kernel, device, dtype))
+    _insert(
+        model,
+        "adapter",
+        bottleneck,
+        lambda width, narrow, device, dtype: ConvolutionalAdapter(width, narrow, kernel, device, dtype),
+    )
     mask_decoder(model).requires_grad_(decoder)
     return model
 
@@ -140,26 +110,28 @@ def adapter_houlsby(model: nn.Module, bottleneck: int = 192, decoder: bool = Tru
     """Insert Houlsby et al.'s adapter, one to a layer, between attention and LayerNorm as the paper says.
 
     Houlsby et al. put a second one after the MLP and use a bottleneck of 64 and less; here the default is the 192 of
-    the method `adapter`, which makes the two comparable: 3,550,464 parameters on ViT-B. `decoder`: also train the
-    mask decoder.
+    the method `adapter`, which makes the two comparable: 3,550,464 parameters on ViT-B. `bottleneck` and `decoder` as
+    for `adapter`.
     """
     _check_bottleneck(bottleneck)
-    _insert(model, lambda width, device, dtype: HoulsbyAdapter(width, bottleneck, device, dtype))
+    _insert(model, "adapter-houlsby", bottleneck, HoulsbyAdapter)
     mask_decoder(model).requires_grad_(decoder)
     return model
 
 
-def _insert(model: nn.Module, make: Callable[[int, torch.device, torch.dtype], nn.Module]) -> None:
-    layers = transformer_layers(model)
-    for index, layer in enumerate(layers):
-        if type(layer) is not SamVisionLayer:
-            raise TypeError(
-                f"vision_encoder.layers.{index} is a {type(layer).__name__}; adapters go into the SamVisionLayer of "
-                f"a SamModel."
-            )
-    for index, qkv in enumerate(fused_projections(model)):
-        dtype = torch.promote_types(qkv.weight.dtype, torch.float32)
-        layers[index] = AdaptedVisionLayer(cast(Any, layers[index]), make(qkv.in_features, qkv.weight.device, dtype))
+def _insert(
+    model: nn.Module, method: str, bottleneck: int, make: Callable[[int, int, torch.device, torch.dtype], nn.Module]
+) -> None:
+    """Put adapters into all transformer layers; `make` gets width, bottleneck, device and dtype."""
+    sites = attention_layers(model, method)
+    outputs = [plain_linear(site, "out", method) for site in sites]
+    widest = max(linear.out_features for linear in outputs)
+    for site, linear in zip(sites, outputs, strict=True):
+        width = linear.out_features
+        dtype = torch.promote_types(linear.weight.dtype, torch.float32)
+        adapter = make(width, math.ceil(bottleneck * width / widest), linear.weight.device, dtype)
+        name = site.layer_name
+        model.set_submodule(name, adapted_layer(name, model.get_submodule(name), adapter))
 
 
 def _check_bottleneck(bottleneck: int) -> None:

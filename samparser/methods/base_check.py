@@ -50,10 +50,10 @@ def check_base(model: nn.Module, saved: Mapping[str, Any], folder: object) -> No
         raise ValueError(
             f"What is in {folder} was trained on a base in {saved['dtype']}; this {type(model).__name__} is in "
             f"{weight_dtype(model)} and differs in {problem}. Load the base in {saved['dtype']}, then the trained "
-            f"part, and convert the whole. check_base=False goes on without this comparison."
+            f"part, and convert the whole. check_base=False (--check_base false) goes on without this comparison."
         )
     raise ValueError(
         f"What is in {folder} was trained on another base: this {type(model).__name__} differs in {problem}. Load the "
-        f"base model it was trained on ({saved.get('name') or 'its name was not recorded'}). check_base=False goes on "
-        f"without this comparison, at the price of masks nobody has validated."
+        f"base model it was trained on ({saved.get('name') or 'its name was not recorded'}). check_base=False "
+        f"(--check_base false) goes on without this comparison, at the price of masks nobody has validated."
     )

@@ -9,36 +9,53 @@ from samparser.sam import neck_targets
 from samparser.tuner import SVDCoefficientConfig
 
 from .registry import method
-from .sam_parts import mask_decoder, transformer_linear_names
+from .sam_parts import mask_decoder, skip_convolutions, transformer_linear_names, transposed_convolutions
 
 
 @method(
     "samparser",
-    summary="the coefficients of the neck's two convolutions, and the mask decoder",
+    summary="the coefficients of the neck's convolutions, and the mask decoder",
     trains_upstream=False,
     paper='"SAM-PARSER (Ours)" of Tables 3 to 5, "Conv. la." of Table 1, "Coefficients" of Table 2',
 )
 def samparser(
-    model: nn.Module, parametrization: str = "absolute", rank: int | None = None, save_basis: bool = False
+    model: nn.Module,
+    parametrization: str = "absolute",
+    rank: int | None = None,
+    save_basis: bool = False,
+    transposed: bool = False,
 ) -> nn.Module:
-    """Train what the paper trains: 512 coefficients in the neck and the mask decoder's 4,058,340 parameters.
+    """Train what the paper trains: in SAM 512 coefficients of the neck and the mask decoder's 4,058,340 parameters.
 
     `parametrization`, `rank` and `save_basis` as in `SVDCoefficientConfig`: how the coefficients are trained,
-    how many of the leading ones, and whether the bases are saved with them.
+    how many of the leading ones, and whether the bases are saved with them. `transposed`: in SAM 3 also train the 2,560
+    coefficients of the neck's transposed convolutions, which make its finer levels, beside the 1,536 of the others.
     """
-    return _tune(model, neck_targets(model), True, parametrization=parametrization, rank=rank, save_basis=save_basis)
+    targets = neck_targets(model) + (transposed_convolutions(model) if transposed else [])
+    return _tune(model, targets, True, parametrization=parametrization, rank=rank, save_basis=save_basis)
 
 
 @method(
     "samparser-coefficients",
-    summary="the coefficients of the neck's two convolutions alone: an adapter of a few kilobytes",
+    summary="the coefficients of the neck's convolutions alone: an adapter of a few kilobytes",
     trains_upstream=False,
 )
 def samparser_coefficients(
-    model: nn.Module, parametrization: str = "absolute", rank: int | None = None, save_basis: bool = False
+    model: nn.Module,
+    parametrization: str = "absolute",
+    rank: int | None = None,
+    save_basis: bool = False,
+    transposed: bool = False,
+    skips: bool = False,
 ) -> nn.Module:
-    """Train 512 coefficients in the neck; the mask decoder stays frozen. Options as for `samparser`."""
-    return _tune(model, neck_targets(model), False, parametrization=parametrization, rank=rank, save_basis=save_basis)
+    """Train the neck's coefficients, 512 in SAM, and leave the decoder frozen. Options as for `samparser`, and `skips`.
+
+    `skips`: in SAM 2, EdgeTAM and SAM 3 also train the 96 coefficients of conv_s0 and conv_s1, which bring two
+    high-resolution maps of the neck into the mask decoder and are counted to the decoder.
+    """
+    targets = neck_targets(model) + (transposed_convolutions(model) if transposed else [])
+    targets += skip_convolutions(model) if skips else []
+    return _tune(model, targets, False, parametrization=parametrization, rank=rank, save_basis=save_basis)
 
 
 @method(
@@ -47,19 +64,26 @@ def samparser_coefficients(
     trains_upstream=False,
 )
 def samparser_decoder_coefficients(
-    model: nn.Module, parametrization: str = "absolute", rank: int | None = None, save_basis: bool = False
+    model: nn.Module,
+    parametrization: str = "absolute",
+    rank: int | None = None,
+    save_basis: bool = False,
+    skips: bool = False,
 ) -> nn.Module:
-    """Train coefficients in the mask decoder too, instead of all its weights. Options as for `samparser`."""
+    """Train coefficients in the mask decoder too, instead of all its weights.
+
+    Options as for `samparser-coefficients`.
+    """
     decoder = [
         f"mask_decoder.{name}" for name, module in mask_decoder(model).named_modules() if isinstance(module, nn.Linear)
     ]
-    targets = neck_targets(model) + decoder
+    targets = neck_targets(model) + decoder + (skip_convolutions(model) if skips else [])
     return _tune(model, targets, False, parametrization=parametrization, rank=rank, save_basis=save_basis)
 
 
 @method(
     "bases",
-    summary="the bases of the neck's two convolutions at fixed coefficients, and the mask decoder",
+    summary="the bases of the neck's convolutions at fixed coefficients, and the mask decoder",
     trains_upstream=False,
     paper='"Bases" of Table 2',
 )
@@ -73,7 +97,7 @@ def bases(model: nn.Module, decoder: bool = True) -> nn.Module:
 
 @method(
     "bases+coefficients",
-    summary="bases and coefficients of the neck's two convolutions, and the mask decoder",
+    summary="bases and coefficients of the neck's convolutions, and the mask decoder",
     trains_upstream=False,
     paper='"Bases" and "Coefficients" of Table 2',
 )
@@ -92,11 +116,11 @@ def bases_and_coefficients(model: nn.Module, parametrization: str = "absolute", 
     paper='"Trans. la." of Table 1',
 )
 def transformer(model: nn.Module, parametrization: str = "absolute", decoder: bool = True) -> nn.Module:
-    """Train 36,864 coefficients in the 48 linear layers of ViT-B; splitting them takes about 40 s on one core.
+    """Train, in SAM ViT-B, 36,864 coefficients of 48 linear layers; splitting them takes about 40 s on one core.
 
     `decoder`: also train the mask decoder.
     """
-    return _tune(model, transformer_linear_names(model), decoder, parametrization=parametrization)
+    return _tune(model, transformer_linear_names(model, "transformer"), decoder, parametrization=parametrization)
 
 
 @method(
@@ -106,8 +130,9 @@ def transformer(model: nn.Module, parametrization: str = "absolute", decoder: bo
     paper='"Trans. la." and "Conv. la." of Table 1',
 )
 def transformer_and_neck(model: nn.Module, parametrization: str = "absolute", decoder: bool = True) -> nn.Module:
-    """Train 37,376 coefficients in ViT-B. `decoder`: also train the mask decoder."""
-    return _tune(model, transformer_linear_names(model) + neck_targets(model), decoder, parametrization=parametrization)
+    """Train 37,376 coefficients in SAM ViT-B. `decoder`: also train the mask decoder."""
+    targets = transformer_linear_names(model, "transformer+conv") + neck_targets(model)
+    return _tune(model, targets, decoder, parametrization=parametrization)
 
 
 def _tune(model: nn.Module, targets: list[str], decoder: bool, **fields: object) -> nn.Module:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import SamConfig, SamModel
+from transformers import SamConfig
+
+from samparser.sam.families import family_of, family_of_config
 
 from .description import describe
 from .factored import factored_form
@@ -52,10 +54,39 @@ class Cost:
     form: str
 
 
-def meta_sam(config: SamConfig | None = None) -> SamModel:
-    """Build a SAM without weights, ViT-B where no configuration is given: takes no memory and a tenth of a second."""
+@dataclass(frozen=True)
+class ForwardCost:
+    """Where the forward of a plain model spends its products, for one image; MACs.
+
+    Attributes:
+        before_neck: The image encoder up to what enters its neck. Paid once for an image whose features are kept.
+        neck: The neck, and what else stands between features and mask decoder.
+        decoder: Prompt encoder and mask decoder, for one box.
+        further_box: Each box more.
+        feature_bytes: What is kept of an image to leave out the part before the neck, in float16.
+    """
+
+    before_neck: int
+    neck: int
+    decoder: int
+    further_box: int
+    feature_bytes: int
+
+    @property
+    def cached_share(self) -> float:
+        """The part of a forward for one box that is left where features are kept."""
+        return (self.neck + self.decoder) / (self.before_neck + self.neck + self.decoder)
+
+
+def meta_model(config: Any = None) -> nn.Module:
+    """Build a model without weights, SAM ViT-B where no config is given: no memory, and a tenth of a second.
+
+    Raises:
+        TypeError: The config is of no family.
+    """
+    config = SamConfig() if config is None else config
     with torch.device("meta"):
-        return SamModel(SamConfig() if config is None else config).eval()
+        return family_of_config(config, "Counting").model_from_config(config)
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -65,11 +96,11 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def count_macs(model: nn.Module) -> tuple[int, int]:
-    """Count the multiply-accumulates of a SAM on one image of its full size and one box: of the forward and of a step.
+    """Count the multiply-accumulates of a model on one image of its full size and one box: of the forward and a step.
 
     Args:
-        model: A SamModel, plain or tuned, on any device. Off the meta device a copy without weights is counted. It is
-            counted as it is in training where something trains, and in evaluation where nothing does.
+        model: A model of a family, plain or tuned, on any device. Off the meta device a copy without weights is
+            counted. It is counted as it is in training where something trains, and in evaluation where nothing does.
 
     Returns:
         The MACs of the forward, and those of forward and backward: the gradients of all that trains. Where nothing
@@ -77,15 +108,12 @@ def count_macs(model: nn.Module) -> tuple[int, int]:
     """
     if not all(parameter.is_meta for parameter in model.parameters()):
         model = copy.deepcopy(model).to("meta")
-    vision: Any = cast(Any, model).config.vision_config
-    pixels = torch.empty(1, vision.num_channels, vision.image_size, vision.image_size, device="meta")
-    boxes = torch.empty(1, 1, 4, device="meta")
     trains = count_parameters(model)[1] > 0
     was_training = model.training
     model.train(trains)
     try:
         with _counter() as counter, torch.set_grad_enabled(trains):
-            masks = model(pixel_values=pixels, input_boxes=boxes, multimask_output=False).pred_masks
+            masks = model(pixel_values=_pixels(model), input_boxes=_boxes(1), multimask_output=False).pred_masks
             forward = counter.get_total_flops() // _FLOPS_PER_MAC
             if trains:
                 masks.sum().backward()
@@ -95,7 +123,7 @@ def count_macs(model: nn.Module) -> tuple[int, int]:
     return forward, counter.get_total_flops() // _FLOPS_PER_MAC
 
 
-def method_cost(name: str, options: Mapping[str, Any] | None = None, config: SamConfig | None = None) -> Cost:
+def method_cost(name: str, options: Mapping[str, Any] | None = None, config: Any = None) -> Cost:
     """Count what one method costs, without weights and without data.
 
     Layers whose coefficients train are counted as `y = U (p * (V x))`, in whatever form they run: the additional MACs
@@ -104,17 +132,17 @@ def method_cost(name: str, options: Mapping[str, Any] | None = None, config: Sam
     Args:
         name: The method.
         options: Its options; those that are not given take their defaults.
-        config: Another SAM than ViT-B at 1024 pixels.
+        config: Of the model, of any family; SAM ViT-B at 1024 pixels where none is given.
 
     Raises:
         ValueError: The method is unknown.
-        TypeError: It has no such option.
+        TypeError: It has no such option, cannot be applied to this family, or the config is of none.
     """
     method = get_method(name)
-    plain, _ = count_macs(meta_sam(config).requires_grad_(False))
-    model = build(name, meta_sam(config), **(options or {}))
+    plain, _ = count_macs(meta_model(config).requires_grad_(False))
+    model = build(name, meta_model(config), **(options or {}))
     about = describe(model)
-    layers = factored_form(model, meta_sam(config))
+    layers = factored_form(model, meta_model(config))
     forward, step = count_macs(layers or model)
     return Cost(
         method=name,
@@ -122,25 +150,50 @@ def method_cost(name: str, options: Mapping[str, Any] | None = None, config: Sam
         bytes_on_disk=about.bytes_on_disk,
         forward_macs=forward,
         step_macs=step,
-        cached_step_macs=None if method.trains_upstream else step - _upstream_macs(config),
+        cached_step_macs=None if method.trains_upstream else step - forward_cost(config).before_neck,
         merged_macs=plain if method.mergeable else forward,
         form="factored" if layers else "as run",
     )
 
 
-def _upstream_macs(config: SamConfig | None) -> int:
-    """Count the plain image encoder up to the features that enter its neck."""
-    encoder: Any = meta_sam(config).vision_encoder
-    vision: Any = encoder.config
-    side = vision.image_size // vision.patch_size
-    pixels = torch.empty(1, vision.num_channels, vision.image_size, vision.image_size, device="meta")
-    tokens = torch.empty(1, side, side, vision.hidden_size, device="meta")
-    counts = []
-    for module, given in ((encoder, pixels), (encoder.neck, tokens)):
-        with _counter() as counter, torch.no_grad():
-            module(given)
-        counts.append(counter.get_total_flops() // _FLOPS_PER_MAC)
-    return counts[0] - counts[1]
+def forward_cost(config: Any = None) -> ForwardCost:
+    """Count the parts of a plain model's forward, without weights.
+
+    Args:
+        config: Of the model, of any family; SAM ViT-B at 1024 pixels where none is given.
+
+    Raises:
+        TypeError: The config is of no family.
+    """
+    model = meta_model(config).requires_grad_(False)
+    family = family_of(model)
+    with torch.no_grad():
+        before, features = _counted(lambda: family.encode(model, _pixels(model)))
+        neck, embedded = _counted(lambda: family.embed(model, features))
+        one_box, _ = _counted(lambda: family.decode(model, embedded, {"input_boxes": _boxes(1)}))
+        two_boxes, _ = _counted(lambda: family.decode(model, embedded, {"input_boxes": _boxes(2)}))
+    return ForwardCost(
+        before_neck=before,
+        neck=neck,
+        decoder=one_box,
+        further_box=two_boxes - one_box,
+        feature_bytes=sum(2 * feature.numel() for feature in features),
+    )
+
+
+def _pixels(model: nn.Module) -> Tensor:
+    size = family_of(model, "Counting").frame(model).size
+    return torch.empty(1, 3, size, size, device="meta")
+
+
+def _boxes(count: int) -> Tensor:
+    return torch.empty(1, count, 4, device="meta")
+
+
+def _counted(run: Callable[[], Any]) -> tuple[int, Any]:
+    with _counter() as counter:
+        result = run()
+    return counter.get_total_flops() // _FLOPS_PER_MAC, result
 
 
 def _counter() -> FlopCounterMode:

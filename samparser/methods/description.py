@@ -8,18 +8,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from samparser.sam.families import family_of
+
 from .registry import applied_method
 from .saving import trained_tensors
 
-# Where a parameter sits, by the start of its name in the plain model; the first that matches counts.
-_GROUPS = {
-    "vision_encoder.layers.": "transformer layers",
-    "vision_encoder.neck.": "neck",
-    "vision_encoder.": "patch and position embedding",
-    "prompt_encoder.": "prompt encoder",
-    "shared_image_embedding.": "prompt encoder",
-    "mask_decoder.": "mask decoder",
-}
 _SAFETENSORS_DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
     "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
@@ -60,9 +53,11 @@ def describe(model: nn.Module) -> Description:
         names = [name for name in applied.trained if name in parameters]
     else:
         names = [name for name, parameter in parameters.items() if parameter.requires_grad]
+    starts = _group_starts(model)
     groups: dict[str, int] = {}
     for name in names:
-        group = _group(name)
+        plain = name.removeprefix("base_model.model.")
+        group = next((group for start, group in starts if plain.startswith(start)), "other parts")
         groups[group] = groups.get(group, 0) + parameters[name].numel()
     bytes_on_disk = safetensors_bytes(trained_tensors(model))
     return Description(applied.name if applied is not None else None, groups, bytes_on_disk)
@@ -87,6 +82,18 @@ def safetensors_bytes(tensors: Mapping[str, Tensor]) -> int:
     return 8 + (length + 7) // 8 * 8 + offset
 
 
-def _group(name: str) -> str:
-    plain = name.removeprefix("base_model.model.")
-    return next((group for start, group in _GROUPS.items() if plain.startswith(start)), "other parts")
+def _group_starts(model: nn.Module) -> list[tuple[str, str]]:
+    """Return where parameters sit, by the start of their names in the plain model; the first that matches counts."""
+    starts = [
+        ("prompt_encoder.", "prompt encoder"),
+        ("shared_image_embedding.", "prompt encoder"),
+        ("no_memory_embedding", "memory embedding"),
+        ("mask_decoder.", "mask decoder"),
+    ]
+    try:
+        family = family_of(model)
+    except TypeError:  # a model that the tuner alone works on
+        return [("vision_encoder.neck.", "neck"), ("vision_encoder.", "image encoder"), *starts]
+    layers = [(f"{site.layer_name}.", "transformer layers") for site in family.attention_layers(model)]
+    rest = "patch and position embedding" if layers else "convolutional network"
+    return [*layers, (f"{family.neck_name}.", "neck"), ("vision_encoder.", rest), *starts]

@@ -42,41 +42,36 @@ def factored_form(tuned: nn.Module, plain: nn.Module) -> nn.Module | None:
     return plain
 
 
+class ThreeLayers(nn.Sequential):
+    """V, p and U in the place of one layer; transformers reads the dtype of some layers from their `weight`."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The first of the two weights."""
+        return cast(Tensor, self[0].weight)
+
+
 def _three_layers(layer: nn.Module) -> nn.Sequential:
+    geometry: Any = layer
     bias = layer.bias is not None
     if isinstance(layer, nn.Conv2d):
         rank = min(layer.out_channels, math.prod(layer.weight.shape[1:]))
-        along = nn.Conv2d(
-            layer.in_channels,
-            rank,
-            cast(Any, layer.kernel_size),
-            cast(Any, layer.stride),
-            cast(Any, layer.padding),
-            bias=False,
-            device="meta",
+        place: dict[str, Any] = {"dilation": geometry.dilation, "groups": geometry.groups}
+        first: nn.Module = nn.Conv2d(
+            layer.in_channels, rank, geometry.kernel_size, geometry.stride, geometry.padding, **place, bias=False
         )
-        return nn.Sequential(
-            along.requires_grad_(False),
-            Scale(rank, spatial=True),
-            nn.Conv2d(rank, layer.out_channels, 1, bias=bias, device="meta").requires_grad_(False),
-        )
-    if isinstance(layer, nn.ConvTranspose2d):  # The rows of its weight are inputs.
+        last: nn.Module = nn.Conv2d(rank, layer.out_channels, 1, bias=bias)
+    elif isinstance(layer, nn.ConvTranspose2d):  # split by its inputs: U comes first, at the smaller size
         rank = min(layer.in_channels, math.prod(layer.weight.shape[1:]))
-        geometry = {
-            name: cast(Any, getattr(layer, name)) for name in ("stride", "padding", "output_padding", "dilation")
-        }
+        first = nn.Conv2d(layer.in_channels, rank, 1, bias=False)
+        place = {"output_padding": geometry.output_padding, "dilation": geometry.dilation}
         last = nn.ConvTranspose2d(
-            rank, layer.out_channels, cast(Any, layer.kernel_size), bias=bias, device="meta", **geometry
+            rank, layer.out_channels, geometry.kernel_size, geometry.stride, geometry.padding, **place, bias=bias
         )
-        return nn.Sequential(
-            nn.Conv2d(layer.in_channels, rank, 1, bias=False, device="meta").requires_grad_(False),
-            Scale(rank, spatial=True),
-            last.requires_grad_(False),
-        )
-    assert isinstance(layer, nn.Linear), f"a {type(layer).__name__} among a SAM's tuned layers"
-    rank = min(layer.out_features, layer.in_features)
-    return nn.Sequential(
-        nn.Linear(layer.in_features, rank, bias=False, device="meta").requires_grad_(False),
-        Scale(rank, spatial=False),
-        nn.Linear(rank, layer.out_features, bias=bias, device="meta").requires_grad_(False),
-    )
+    else:
+        assert isinstance(layer, nn.Linear), f"a {type(layer).__name__} among the tuned layers"
+        rank = min(layer.out_features, layer.in_features)
+        first = nn.Linear(layer.in_features, rank, bias=False)
+        last = nn.Linear(rank, layer.out_features, bias=bias)
+    scale = Scale(rank, spatial=not isinstance(layer, nn.Linear))
+    return ThreeLayers(first.requires_grad_(False), scale, last.requires_grad_(False)).to("meta")

@@ -113,7 +113,7 @@ class MethodFile:
             raise ValueError(
                 f"{path} is not as it was saved: {len(changed)} of {len(found)} tensors have other values, first "
                 f"{changed[0]}. It is damaged: copy the whole folder again. If it was changed on purpose, load it with "
-                f"check_weights=False and save it again."
+                f"check_weights=False (--check_weights false) and save it again."
             )
 
 

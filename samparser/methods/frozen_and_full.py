@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from samparser.sam.families import family_of
+
 from .registry import method
 from .sam_parts import mask_decoder, neck
 
@@ -42,6 +44,7 @@ def full_neck(model: nn.Module, decoder: bool = True) -> nn.Module:
     `decoder`: also train the mask decoder.
     """
     neck(model).requires_grad_(True)
+    _freeze_idle(model)
     mask_decoder(model).requires_grad_(decoder)
     return model
 
@@ -51,8 +54,17 @@ def full(model: nn.Module) -> nn.Module:
     """Train image encoder, prompt encoder and mask decoder.
 
     The random frequencies of the positional encoding stay as they are: in SAM they are constants, which transformers
-    stores as a parameter.
+    stores as a parameter. So do parts that no mask depends on. The running statistics of EdgeTAM's batch norms follow
+    the training and are saved with it.
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.endswith("positional_embedding"))
+    _freeze_idle(model)
     return model
+
+
+def _freeze_idle(model: nn.Module) -> None:
+    idle = family_of(model, "A method that trains whole parts").idle(model)
+    for name, parameter in model.named_parameters():
+        if any(name == part or name.startswith(f"{part}.") for part in idle):
+            parameter.requires_grad_(False)

@@ -46,14 +46,16 @@ def load_model(
 
     Raises:
         FileNotFoundError: The folder holds neither a model nor a trained part, or the base is not there.
-        ValueError: A base is given for a whole model, or none is known for a trained part; or the trained part is
-            incomplete or belongs to another base.
+        ValueError: A base or a check is given for a whole model, or no base is known for a trained part; or the trained
+            part is incomplete or belongs to another base.
         OSError: The hub could not be reached, or has no such repository.
     """
     folder = trained_folder(path)
     if folder is None:
-        if base is not None:
-            raise ValueError(f"{path} is a whole model, so base={str(base)!r} has no use. Leave it out.")
+        given = {"base": base and str(base), "check_base": check_base, "check_weights": check_weights}
+        for name, default in (("base", None), ("check_base", True), ("check_weights", True)):
+            if given[name] != default:
+                raise ValueError(f"{path} is a whole model, so {name}={given[name]!r} has no use. Leave it out.")
         return load_sam(path)
     model, processor = load_sam(base) if base is not None else load_recorded_base(folder)
     return load_trained(model, folder, check_base=check_base, check_weights=check_weights), processor

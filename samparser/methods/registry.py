@@ -75,8 +75,8 @@ class AppliedMethod:
     Attributes:
         name: Name of the method.
         options: Its options, all of them.
-        trained: Names of the tensors that differ from the base model: parameters that train, and buffers that the
-            method added.
+        trained: Names of the tensors that differ from the base model: parameters that train, buffers that the
+            method added, and the running statistics of batch norms that train.
     """
 
     name: str
@@ -130,7 +130,7 @@ def build(name: str, model: nn.Module, **options: Any) -> nn.Module:
     """Apply the method `name` to a model: freeze everything, then add and unfreeze what the method trains.
 
     The model is changed in place, and is as it was where that fails; use what is returned. Its forward has the
-    signature of `SamModel`. Options that are not given take the method's defaults (`METHODS[name].options`).
+    signature of the plain model. Options that are not given take the method's defaults (`METHODS[name].options`).
 
     Raises:
         ValueError: The method is unknown, or the model was already given to a method.
@@ -155,9 +155,22 @@ def build(name: str, model: nn.Module, **options: Any) -> nn.Module:
         tuned = chosen.build(model, **options)
     persistent = tuned.state_dict().keys()
     trained = [key for key, parameter in tuned.named_parameters() if parameter.requires_grad]
-    trained += [key for key, _ in tuned.named_buffers() if key in persistent and key not in base_buffers]
+    changing = _running_statistics(tuned)
+    trained += [
+        key for key, _ in tuned.named_buffers() if key in persistent and (key not in base_buffers or key in changing)
+    ]
     set_applied_method(tuned, AppliedMethod(name, options, tuple(trained)))
     return tuned
+
+
+def _running_statistics(model: nn.Module) -> set[str]:
+    """Return the names of what batch norms whose parameters train keep of the batches that they saw."""
+    return {
+        f"{name}.{key}"
+        for name, module in model.named_modules()
+        if getattr(module, "track_running_stats", False) and any(p.requires_grad for p in module.parameters())
+        for key, _ in module.named_buffers(recurse=False)
+    }
 
 
 def applied_method(model: nn.Module) -> AppliedMethod | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from samparser._files import filling_folder
 from samparser.sam.wrapped import plain_model
 from samparser.tuner import SVDCoefficientConfig
+from samparser.tuner.config import COMPILED
 
 from .base_check import fingerprint, frozen_tensors, weight_dtype
 from .card import write_card
@@ -90,7 +91,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
-        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):  # what torch.compile returns
-            model = inner
+        elif compiled := dict(model.named_children()).get(COMPILED.removesuffix(".")):
+            model = compiled
         else:
             return model

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from samparser._files import only_writer, remove_abandoned, replacing
+from samparser._files import remove_abandoned, replacing
+from samparser._lock import locked
 from samparser._words import count, shortened
 
 _JOURNAL = ".predicted.jsonl"
@@ -74,7 +75,7 @@ class OutputFolder:
     def writing(self) -> Iterator[None]:
         """Be the only one who writes here inside the block, and clear up after those that were killed."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with only_writer(self.path, "samparser predict") as alone:
+        with locked(self.path) as alone:
             for folder in (self.path / "masks", self.path / "overlays"):
                 remove_abandoned(folder, everything=alone)
             remove_abandoned(self.path, everything=alone, below=False)

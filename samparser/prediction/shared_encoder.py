@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from samparser._hashing import version_of
 from samparser._words import shortened
 from samparser.sam.families import Features, family_of
 from samparser.sam.wrapped import adapter_modules, plain_model
@@ -89,9 +90,7 @@ class SharedEncoder:
             return without is None or not f"{name}.".startswith(f"{without}.")
 
         weights = [
-            (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-            for name, weight in module.named_parameters()
-            if counts(name)
+            (weight.data_ptr(), version_of(weight)) for name, weight in module.named_parameters() if counts(name)
         ]
         adapters = [
             (

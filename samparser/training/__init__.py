@@ -5,6 +5,7 @@ This room sees which parameters require a gradient and never asks which method m
 
 from samparser._memory import OutOfMemoryError
 
+from .also import AlsoSettings, Forgetting
 from .eval_settings import EvalSettings
 from .evaluation import evaluate, evaluate_baselines
 from .fit import TrainResult, train
@@ -16,7 +17,9 @@ from .trainer import SamTrainer
 
 __all__ = [
     "RECIPES",
+    "AlsoSettings",
     "EvalSettings",
+    "Forgetting",
     "OutOfMemoryError",
     "RunFolder",
     "RunFolderError",

@@ -36,10 +36,11 @@ def open_cache(model: nn.Module, processor: Any, settings: TrainSettings) -> Fea
     )
 
 
-def images_of(train_set: Any, eval_set: Any, settings: TrainSettings) -> ConcatDataset[Any]:
+def images_of(train_set: Any, eval_set: Any, settings: TrainSettings, also: Any = None) -> ConcatDataset[Any]:
     """Return every image that a run needs features of: to train on, mirrored too where flips are on, and to score."""
     sets: list[Sequence[Any]] = [train_set, *([Flipped(train_set)] if settings.flip else [])]
-    return ConcatDataset([*sets, *([] if eval_set is None else [eval_set])])  # type: ignore[list-item]
+    scored = [dataset for dataset in (eval_set, also) if dataset is not None]
+    return ConcatDataset([*sets, *scored])  # type: ignore[list-item]
 
 
 @contextmanager

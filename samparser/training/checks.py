@@ -17,7 +17,9 @@ from .settings import TrainSettings
 from .trainer import trained_parameters
 
 
-def check_request(model: nn.Module, train_set: Sequence[Any], eval_set: Any, settings: TrainSettings) -> None:
+def check_request(
+    model: nn.Module, train_set: Sequence[Any], eval_set: Any, settings: TrainSettings, also: Any = None
+) -> None:
     """Refuse what cannot be trained, and settings that make no sense for this model, data or machine.
 
     Raises:
@@ -34,12 +36,15 @@ def check_request(model: nn.Module, train_set: Sequence[Any], eval_set: Any, set
         raise ValueError("The training set is empty: no image with an instance. `samparser data check` says why.")
     if eval_set is not None and len(eval_set) == 0:
         raise ValueError("The validation set is empty: no image with an instance. `samparser data check` says why.")
+    if also is not None and len(also) == 0:
+        raise ValueError("The other set to score, also, is empty: no image with an instance.")
     if eval_set is None and settings.early_stopping_patience is not None:
         raise ValueError(
             f"early_stopping_patience is {settings.early_stopping_patience}, but there are no validation images to "
             "stop by. Give some, or leave it out."
         )
-    _check_shared(train_set, eval_set, settings)
+    _check_shared(train_set, eval_set, settings, "validation set")
+    _check_shared(train_set, also, settings, "other set, also")
     if settings.gradient_checkpointing and not changes_before_neck(model).trained:
         raise ValueError(
             "gradient_checkpointing saves nothing here: no layer before the neck is trained, so none of them keeps "
@@ -68,13 +73,13 @@ def check_loggers(settings: TrainSettings) -> None:
         ) from error
 
 
-def _check_shared(train_set: Sequence[Any], eval_set: Any, settings: TrainSettings) -> None:
-    twins = shared_image(train_set, eval_set) if eval_set is not None else None
+def _check_shared(train_set: Sequence[Any], scored: Any, settings: TrainSettings, what: str) -> None:
+    twins = shared_image(train_set, scored) if scored is not None else None
     if twins is None:
         return
     same = f"{twins[0]} is" if twins[0] == twins[1] else f"{twins[0]} and {twins[1]} are the same file, which is"
     problem = (
-        f"{same} in both the training and the validation set, so the scores would say nothing. Choose disjoint "
+        f"{same} in both the training and the {what}, so the scores would say nothing. Choose disjoint "
         "splits; `samparser data check` counts such images. Where a benchmark is published like this, "
         "--allow_shared goes on with a warning."
     )

@@ -23,6 +23,7 @@ from samparser.sam.lean import lean_decoder
 from samparser.sam.wrapped import plain_model
 from samparser.scoring.table import ScoreTable
 
+from .also import Forgetting, ScoreAlsoBefore, forgetting_of, scores_also_before, tight, write_also
 from .caching import fed_from, images_of, open_cache
 from .callbacks import CheckpointMark, EpochToDataset, JsonLinesLog, LogBeforeCheckpoint, ProgressBar
 from .checkpoints import last_whole, set_aside
@@ -50,12 +51,16 @@ class TrainResult:
         steps: The optimizer steps it took.
         before: Scores of the same images before the first step; None without validation images or where
             `score_before` was off.
+        also: The final scores on the other set; None without one.
+        forgetting: What was lost there; None without one or where `score_before` was off.
     """
 
     folder: RunFolder
     scores: ScoreTable | None
     steps: int
     before: ScoreTable | None = None
+    also: ScoreTable | None = None
+    forgetting: Forgetting | None = None
 
 
 def _default_save(model: nn.Module, folder: Path) -> None:
@@ -71,6 +76,7 @@ def train(
     *,
     prompts: PromptSettings | None = None,
     eval_settings: EvalSettings | None = None,
+    also: Sequence[Sample] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     context: Mapping[str, Any] | None = None,
@@ -93,6 +99,8 @@ def train(
         settings: How to train; `settings.output_dir` is the run folder, see `RunFolder` for what is in it.
         prompts: Box or point prompts and their jitter.
         eval_settings: How the validation images are scored; by default with the kind of prompt of `prompts`.
+        also: Samples of another data set, scored with tight boxes before the first step (where `score_before` is on)
+            and at the end: what the model could do before, and what it lost of that. They choose nothing.
         resume: Go on from the last whole checkpoint of the run folder.
         overwrite: Delete a run that is already in the run folder.
         context: Whatever else decides the result (model name, method, data), so that resuming compares it too.
@@ -105,14 +113,15 @@ def train(
     Raises:
         RunFolderError: The run folder holds another run, or another process writes it.
         Stopped: Ctrl-C or SIGTERM; the run can be resumed.
-        ValueError: Nothing to train, an empty set, an image in both sets, or a setting that makes no sense here.
+        ValueError: Nothing to train, an empty set, an image that is both trained on and scored, or a setting that
+            makes no sense here.
         OutOfMemoryError: The device's memory did not suffice; the message names the settings that need less.
     """
     prompts = prompts or PromptSettings()
     eval_settings = (eval_settings or EvalSettings()).resolved(prompts)
-    check_request(model, train_set, eval_set, settings)
+    check_request(model, train_set, eval_set, settings, also)
     cache = open_cache(model, processor, settings)
-    images = images_of(train_set, eval_set, settings)
+    images = images_of(train_set, eval_set, settings, also)
     if cache is not None:
         cache.need(len(images))
     folder = RunFolder(Path(str(settings.output_dir)))
@@ -121,6 +130,7 @@ def train(
         "train": settings.recorded(),
         "prompts": asdict(prompts),
         "evaluation": asdict(eval_settings),
+        **({} if also is None else {"also_images": len(also)}),
     }
     first_process = int(os.environ.get("RANK", "0")) == 0
     with ExitStack() as held:
@@ -128,35 +138,47 @@ def train(
         if first_process:
             held.enter_context(folder.locked())
             free = {f"train.{name}" for name in MAY_DIFFER}
-            needed = _needed(model, train_set, eval_set, settings, context or {})
+            needed = _needed(model, (train_set, eval_set, also), settings, context or {})
             folder.open(everything, resume=resume, overwrite=overwrite, may_differ=free, needed=needed)
-            scores_before(folder)  # A damaged table is named now rather than at the end.
+            # A damaged table is named now rather than at the end.
+            scores_before(folder)
+            scores_also_before(folder)
         with fed_from(cache, model, processor, images, settings) as fed:
             data = RandomlyFlipped(train_set, settings.seed) if settings.flip else train_set
             prompted = PromptedDataset(data, fed, prompts, seed=settings.seed)
             arguments = _arguments(settings, folder, eval_set)
             trainer = _trainer(model, fed, prompted, eval_set, arguments, folder, eval_settings)
+            if also is not None and settings.score_before:
+                trainer.add_callback(ScoreAlsoBefore(folder, also, trainer))
             if plain_model(model) is model:
                 mark_tuned(model)
             metrics, scores = _run(trainer, folder, resume=resume, first_process=first_process)
+            also_scores = None if also is None else trainer.score(also, settings=tight(eval_settings))
         trainer.processor = processor
+        forgetting = None
+        if also_scores is not None and settings.score_before:
+            forgetting = forgetting_of(folder, also, also_scores)
         if first_process:
-            write_results(trainer, folder, scores, save, metrics, figures=figures)
+            if also_scores is not None:
+                write_also(folder, also_scores, forgetting)
+            write_results(trainer, folder, scores, save, metrics, figures=figures, forgetting=forgetting)
             if settings.push_to_hub:
                 push_adapter(folder, settings)
         trainer.accelerator.wait_for_everyone()
     before = scores_before(folder) if eval_set is not None and settings.score_before else None
-    return TrainResult(folder, scores, trainer.state.global_step, before)
+    return TrainResult(folder, scores, trainer.state.global_step, before, also_scores, forgetting)
 
 
 def _needed(
-    model: nn.Module, train_set: Any, eval_set: Any, settings: TrainSettings, context: Mapping[str, Any]
+    model: nn.Module, data: tuple[Any, Any, Any], settings: TrainSettings, context: Mapping[str, Any]
 ) -> dict[str, str | Path]:
     """Return what the run reads, by name, as far as it lies on this machine."""
+    train_set, eval_set, also = data
     found = {
         "The cache": settings.cache,
         "The training data": getattr(train_set, "root", None),
         "The validation data": getattr(eval_set, "root", None),
+        "The other data": getattr(also, "root", None),
         "The model": context.get("model"),
         "The base model": getattr(plain_model(model), "name_or_path", None),
     }

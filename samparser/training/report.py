@@ -19,6 +19,7 @@ from samparser.prediction.predictor import predict
 from samparser.scoring.table import ScoreTable
 from samparser.tuner import coefficient_parameters, coefficients
 
+from .also import Forgetting
 from .eval_settings import EvalSettings
 from .evaluation import prompts_for
 from .run_folder import RunFolder
@@ -37,6 +38,7 @@ def write_results(
     metrics: Mapping[str, float],
     *,
     figures: bool,
+    forgetting: Forgetting | None = None,
 ) -> None:
     """Write adapter, scores, card and figures of a run, and at last `finished.json`.
 
@@ -47,13 +49,14 @@ def write_results(
         save: Writes the trained model to a folder.
         metrics: Run times, for `finished.json`.
         figures: Whether to draw.
+        forgetting: What was lost on another data set, for the card.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     save(model, folder.adapter)
+    card = folder.adapter / "README.md"
     if scores is not None:
         scores.to_csv(folder.path / "scores.csv")
         scores.to_json(folder.path / "scores.json")
-        card = folder.adapter / "README.md"
         if card.is_file():
             add_scores_to_card(
                 card,
@@ -61,8 +64,11 @@ def write_results(
                 trainer.eval_dataset,
                 train_set=trainer.train_dataset.dataset,
                 before=scores_before(folder),
+                forgetting=forgetting,
                 chosen_by=trainer.args.metric_for_best_model if trainer.args.load_best_model_at_end else None,
             )
+    elif forgetting is not None and card.is_file():
+        add_scores(card, f"### Forgetting\n\n{forgetting}", {}, dataset=forgetting.title)
     if figures:
         draw_figures(folder, model, trainer.processor, trainer.eval_dataset, scores, trainer.eval_settings)
     write_text(folder.finished, json.dumps({"steps": trainer.state.global_step, **metrics}, indent=2))
@@ -134,6 +140,7 @@ def add_scores_to_card(
     *,
     train_set: Any = None,
     before: ScoreTable | None = None,
+    forgetting: Forgetting | None = None,
     chosen_by: str | None = None,
 ) -> None:
     """Write data, scores and their definitions into a model card, between marks of its own; other text stays.
@@ -144,6 +151,7 @@ def add_scores_to_card(
         dataset: What they are of.
         train_set: What was trained on.
         before: Scores of the same images before the first step.
+        forgetting: What was lost on another data set.
         chosen_by: The score on these images that chose the checkpoint; None where nothing was chosen by them.
     """
     parts = ["### Data"]
@@ -160,6 +168,8 @@ def add_scores_to_card(
     if before is not None:
         parts.append(f"```text\n{verdict(before, scores)}\n```")
     parts.append(f"```text\n{scores}\n```")
+    if forgetting is not None:
+        parts += ["### Forgetting", str(forgetting)]
     root = getattr(dataset, "root", None)
     add_scores(
         card,

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from samparser._files import write_text
+from samparser._lock import LOCK, FolderLocked, locked
 from samparser._untrusted import read_json
 from samparser.drawing.plots import read_log
 
 from .checkpoints import last_whole
 from .environment import git_state, versions
-from .lock import LOCK, FolderLocked, locked
 
 # Stands in settings.json, so that no other settings.json is taken for that of a run.
 _WRITTEN_BY = {"written_by": "samparser train"}
@@ -29,7 +29,10 @@ _FOLDERS = {
     "figures": r"(curves|spectra|best-median-worst)\.png",
     "tensorboard": r"events\.out\.tfevents\..+",
 }
-_FILES = ("finished.json", "scores.json", "scores.csv", "scores_before.csv", "log.jsonl", "environment.json")
+_FILES = (
+    *("finished.json", "scores.json", "scores.csv", "scores_before.csv", "scores_also_before.csv", "scores_also.csv"),
+    *("forgetting.json", "log.jsonl", "environment.json"),
+)
 # What a run that was killed before its settings.json leaves.
 _UNFINISHED = re.compile(r"\.(environment|settings)\.[0-9a-f]{32}\.tmp\.json")
 
@@ -65,8 +68,9 @@ class RunFolder:
 
     `settings.json` what was asked, `environment.json` versions and commit, `log.jsonl` one row per logged step or
     evaluation, `checkpoints/` for resuming, `adapter/` the result, `scores.json` and `scores.csv` the final
-    evaluation, `scores_before.csv` the same of the model before its first step, `figures/` PNGs, `finished.json` the
-    number of steps and the run times, written last. While a run goes, `.lock` says which process writes.
+    evaluation, `scores_before.csv` the same of the model before its first step, `scores_also_before.csv` and
+    `scores_also.csv` both on another set and `forgetting.json` what was lost there, `figures/` PNGs, `finished.json`
+    the number of steps and the run times, written last. While a run goes, `.lock` says which process writes.
     """
 
     path: Path
@@ -92,6 +96,18 @@ class RunFolder:
         return self.path / "scores_before.csv"
 
     @property
+    def also_before(self) -> Path:
+        return self.path / "scores_also_before.csv"
+
+    @property
+    def also_after(self) -> Path:
+        return self.path / "scores_also.csv"
+
+    @property
+    def forgetting(self) -> Path:
+        return self.path / "forgetting.json"
+
+    @property
     def figures(self) -> Path:
         return self.path / "figures"
 
@@ -111,10 +127,8 @@ class RunFolder:
         try:
             with locked(self.path):
                 yield
-        except FolderLocked as holder:
-            raise RunFolderError(
-                f"{self.path} is being written by {holder}. Wait for it or stop it, or choose another output folder."
-            ) from holder
+        except FolderLocked as error:
+            raise RunFolderError(str(error)) from error
 
     def open(
         self,

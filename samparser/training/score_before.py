@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import textwrap
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
@@ -48,7 +49,15 @@ def scores_before(folder: RunFolder) -> ScoreTable | None:
     Raises:
         RunFolderError: The file is damaged.
     """
-    path = folder.scores_before
+    return read_scores(folder.scores_before)
+
+
+def read_scores(path: Path) -> ScoreTable | None:
+    """Return a table of scores before tuning, or None where there is none.
+
+    Raises:
+        RunFolderError: The file is damaged.
+    """
     try:
         return ScoreTable.from_csv(path) if path.is_file() else None
     except (ValueError, KeyError, TypeError, csv.Error) as error:

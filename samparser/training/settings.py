@@ -152,9 +152,7 @@ class TrainSettings(TrainingArguments):
     score_before: bool = option(
         "Also score the model before its first step, so that the run says whether tuning helped.", True
     )
-    allow_shared: bool = option(
-        "Go on, with a warning, although an image is in both the training and the validation set.", False
-    )
+    allow_shared: bool = option("Go on, with a warning, although an image is both trained on and scored.", False)
     early_stopping_patience: int | None = option(
         "Stop when the score did not rise in so many evaluations; not given: never.", None
     )

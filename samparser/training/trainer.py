@@ -169,19 +169,22 @@ class SamTrainer(Trainer):
         """Count none: transformers' estimate is for language models; `samparser.methods.cost` counts products."""
         return 0
 
-    def score(self, dataset: Any, limit: int | None = None, *, tuned: bool = True) -> ScoreTable:
+    def score(
+        self, dataset: Any, limit: int | None = None, *, tuned: bool = True, settings: EvalSettings | None = None
+    ) -> ScoreTable:
         """Return the scores of the model as it is on the first so many samples, or on all, without a log entry.
 
         Args:
             dataset: What to score on.
             limit: The first so many samples only.
             tuned: See `evaluate`; false before the first step.
+            settings: How to score; by default as the validation images.
         """
         return evaluate(
             self.accelerator.unwrap_model(self.model),
             self.processor,
             dataset,
-            self.eval_settings,
+            settings or self.eval_settings,
             limit=limit,
             tuned=tuned,
             progress=not self.args.disable_tqdm,

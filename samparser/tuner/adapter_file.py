@@ -71,7 +71,8 @@ def check_adapter_file(config: SVDCoefficientConfig, source: AdapterSource, mode
             f"{found}, and weights_sha256 says {shortened([config.weights_sha256])}. Some value changed since, in a "
             "copy, a download or by hand; fetch the adapter again. If it was edited on purpose, read the configuration "
             "with SVDCoefficientConfig.from_pretrained and save it with save_pretrained into the same folder: that "
-            "takes the hash anew. The model was left as it was."
+            "takes the hash anew (samparser.methods.load_model with check_weights=False, and the command line with "
+            "--check_weights false, use it as it is). The model was left as it was."
         )
 
 

@@ -232,7 +232,7 @@ def unsupported_reason(module: nn.Module) -> str | None:
         )
     if not isinstance(module, SUPPORTED):
         return f"it is a {kind}. {_SUPPORTED_ARE}"
-    if module._parameters.get("weight") is None:
+    if "weight" not in dict(module.named_parameters(recurse=False, remove_duplicate=False)):
         return (
             f"its weight is computed anew from other parameters ({kind} with a parametrisation such as weight_norm), "
             "so a change of it would be lost. Remove the parametrisation first, for instance with "

@@ -190,10 +190,10 @@ def warn_of_running_statistics(model: nn.Module) -> None:
 def _drifting(module: nn.Module, name: str = "") -> Iterator[str]:
     if isinstance(module, AuxiliaryTrainingWrapper):  # Trained in full, and saved with the adapter.
         return
-    keeps_statistics = getattr(module, "track_running_stats", False) and module._buffers.get("running_mean") is not None
+    statistics = getattr(module, "running_mean", None) if getattr(module, "track_running_stats", False) else None
     frozen = not any(parameter.requires_grad for parameter in module.parameters())
     # Where momentum is None the statistics are means over all passes.
-    if keeps_statistics and module.training and frozen and getattr(module, "momentum", None) != 0:
+    if statistics is not None and module.training and frozen and getattr(module, "momentum", None) != 0:
         yield name
     for child, below in module.named_children():
         yield from _drifting(below, f"{name}.{child}" if name else child)

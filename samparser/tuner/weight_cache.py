@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samparser._hashing import version_of
+
 from .bases import is_plain
 from .factors import Factors, recompose, unfold
 
@@ -18,21 +20,18 @@ State = tuple[int, int, torch.device, torch.dtype]
 
 
 def _state(tensor: Tensor) -> State | None:
-    """What changes when a tensor gets other values in one of the usual ways; None where that cannot be told.
-
-    Tensors made in inference mode count no versions and cannot be changed outside of it.
-    """
+    """What changes when a tensor gets other values in one of the usual ways; None where that cannot be told."""
     if not is_plain(tensor):
         return None
-    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version, tensor.device, tensor.dtype
+    return tensor.data_ptr(), version_of(tensor), tensor.device, tensor.dtype
 
 
 @dataclass(frozen=True)
 class KeptWeight:
     """An adapted weight in evaluation without gradient: with it, a layer costs what the plain one costs.
 
-    Whether it still fits is decided by the values of the coefficients, not by `p._version` alone: code that writes to
-    `p.data`, as many implementations of moving averages do, does not change the version.
+    Whether it still fits is decided by the values of the coefficients, not by torch's count of changes alone: code that
+    writes to `p.data`, as many implementations of moving averages do, does not raise it.
     """
 
     weight: Tensor

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import SamModel
 
 from samparser.cli import main
+from samparser.methods import load_trained
 from tests.conftest import write_toy_coco
 
 
@@ -284,6 +287,57 @@ def test_a_damaged_adapter_is_refused_by_every_command(failing, adapter, toy_coc
     ):
         assert said in failing(*command)
         assert not (tmp_path / "out").exists()
+
+
+def commands_on(adapter, data, output, *more):
+    picture = data / "val" / "val-000.png"
+    return (
+        ("evaluate", adapter, "--data", data, "--output", output / "scores", *more),
+        ("predict", adapter, picture, "--grid", 2, "--output", output / "masks", *more),
+        ("merge", adapter, output / "merged", *more),
+    )
+
+
+def test_another_base_is_refused_by_every_command_unless_asked_for(
+    failing, adapter, toy_coco, tiny_processor, other_tiny_sam, tmp_path
+):
+    other = tmp_path / "other"
+    other_tiny_sam.save_pretrained(other)
+    tiny_processor.save_pretrained(other)
+    for command in commands_on(adapter, toy_coco, tmp_path, "--base", other):
+        message = failing(*command)
+        assert "does not fit this base model" in message
+        assert "the command line: --check_base false" in message
+        with pytest.warns(UserWarning, match="this base weight is not the one the adapter was trained on"):
+            assert main([str(word) for word in (*command, "--check_base", "false")]) == 0
+    with pytest.warns(UserWarning, match="this base weight is not the one the adapter was trained on"):
+        tuned = load_trained(SamModel.from_pretrained(other), adapter, check_base=False)
+    expected = tuned.merge_and_unload()
+    found = SamModel.from_pretrained(tmp_path / "merged").state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.state_dict().items())
+    settings = json.loads((tmp_path / "scores" / "settings.json").read_text())
+    assert settings["loading"] == {"base": str(other), "check_base": False, "check_weights": True}
+
+
+def test_weights_that_were_changed_are_refused_by_every_command_unless_asked_for(failing, adapter, toy_coco, tmp_path):
+    changed = tmp_path / "changed"
+    shutil.copytree(adapter, changed)
+    file = changed / "adapter_model.safetensors"
+    save_file({name: tensor * 1.5 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    for command in commands_on(changed, toy_coco, tmp_path):
+        message = failing(*command)
+        assert "is not the file that was saved" in message
+        assert "the command line with --check_weights false" in message
+        assert main([str(word) for word in (*command, "--check_weights", "false")]) == 0
+    once = load_file(tmp_path / "merged" / "model.safetensors")["mask_decoder.iou_token.weight"]
+    assert torch.equal(once, load_file(file)["base_model.model.mask_decoder.iou_token.weight"])
+
+
+@pytest.mark.parametrize("check", ["check_base", "check_weights"])
+def test_a_check_of_adapters_is_refused_for_a_whole_model(failing, check, toy_coco, tiny_sam_folder, tmp_path):
+    evaluate, predict, _ = commands_on(tiny_sam_folder, toy_coco, tmp_path, f"--{check}", "false")
+    for command in (evaluate, predict):
+        assert f"is a whole model, so {check}=False has no use. Leave it out." in failing(*command)
 
 
 def test_merging_what_is_no_adapter_says_what_it_is(failing, adapter, tiny_sam_folder, tmp_path):

@@ -20,13 +20,13 @@ from samparser import SVDCoefficientConfig
 from samparser.cli import VERBS
 from samparser.data import DataSettings
 from samparser.prompts import PromptSettings
-from samparser.training import EvalSettings, TrainSettings
+from samparser.training import AlsoSettings, EvalSettings, TrainSettings
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
     next(iter(import_module(f"samparser.cli.{verb.replace(' ', '_')}").parser().groups.values())) for verb in VERBS
 ]
-SETTINGS = [SVDCoefficientConfig, DataSettings, PromptSettings, TrainSettings, EvalSettings]
+SETTINGS = [SVDCoefficientConfig, DataSettings, PromptSettings, TrainSettings, EvalSettings, AlsoSettings]
 SETTINGS += [command for command in COMMANDS if fields(command)]
 
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from samparser.methods import build
-from samparser.methods.adapter import AdaptedVisionLayer, ConvolutionalAdapter, HoulsbyAdapter
+from samparser.methods.adapted_layers import adapted_layer
+from samparser.methods.adapter import ConvolutionalAdapter, HoulsbyAdapter
 from tests.conftest import TINY_SIZE, make_tiny_sam
 
 from .conftest import masks
@@ -63,7 +64,7 @@ class _Recorder(nn.Module):
 def test_the_adapter_takes_the_attention_output_on_the_whole_grid_before_the_residual_sum(index, generator):
     layer = make_tiny_sam().vision_encoder.layers[index]
     recorder = _Recorder()
-    adapted = AdaptedVisionLayer(layer, recorder)
+    adapted = adapted_layer("layer", layer, recorder)
     x = torch.randn(1, 6, 6, 24, generator=generator)  # 6 is no multiple of the window's 4: the windows are padded
     with torch.no_grad():
         without_attention = adapted(x)

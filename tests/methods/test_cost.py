@@ -3,12 +3,12 @@ import torch
 from torch import nn
 
 from samparser.methods import build
-from samparser.methods.cost import _counter, count_macs, count_parameters, meta_sam, method_cost
+from samparser.methods.cost import _counter, count_macs, count_parameters, meta_model, method_cost
 from tests.conftest import make_tiny_sam, tiny_sam_config
 
 
 def test_sam_vit_b_has_93_7_million_parameters_and_487_85_gmac():
-    model = meta_sam().requires_grad_(False)
+    model = meta_model().requires_grad_(False)
     total, trained = count_parameters(model)
     assert (total, trained) == (93_735_728, 0)
     forward, step = count_macs(model)
@@ -48,7 +48,7 @@ def test_a_frozen_input_saves_its_gradient():
 def test_a_model_with_weights_is_counted_like_one_without():
     tiny = make_tiny_sam()
     build("lora", tiny)
-    assert count_macs(tiny) == count_macs(build("lora", meta_sam(tiny_sam_config())))
+    assert count_macs(tiny) == count_macs(build("lora", meta_model(tiny_sam_config())))
     assert not tiny.training
     assert all(parameter.grad is None for parameter in tiny.parameters())
 

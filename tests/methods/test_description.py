@@ -3,7 +3,7 @@ import torch
 from safetensors.torch import save_file
 
 from samparser.methods import build, describe, save_trained
-from samparser.methods.cost import meta_sam
+from samparser.methods.cost import meta_model
 from samparser.methods.description import safetensors_bytes
 from tests.conftest import make_tiny_sam
 
@@ -27,25 +27,25 @@ def test_the_size_of_a_safetensors_file_of_mixed_dtypes_is_exact(tmp_path):
 
 
 def test_parameters_are_counted_by_the_part_of_the_model_they_sit_in():
-    assert describe(build("full", meta_sam())).trained == {
+    assert describe(build("full", meta_model())).trained == {
         "patch and position embedding": 3_736_320,
         "transformer layers": 85_147_136,
         "neck": 787_456,
         "prompt encoder": 6_220,
         "mask decoder": 4_058_340,
     }
-    assert describe(build("samparser", meta_sam())).trained == {"neck": 512, "mask decoder": 4_058_340}
+    assert describe(build("samparser", meta_model())).trained == {"neck": 512, "mask decoder": 4_058_340}
 
 
 def test_the_adapter_of_coefficients_alone_takes_a_few_kilobytes():
-    assert describe(build("samparser-coefficients", meta_sam())).bytes_on_disk < 5_000
+    assert describe(build("samparser-coefficients", meta_model())).bytes_on_disk < 5_000
 
 
 def test_it_reads_as_a_sentence():
-    assert str(describe(build("decoder", meta_sam()))).startswith(
+    assert str(describe(build("decoder", meta_model()))).startswith(
         "decoder: 4,058,340 parameters trained (4,058,340 in the mask decoder), 16,2"
     )
-    assert str(describe(build("zero-shot", meta_sam()))) == "zero-shot: 0 parameters trained (none), 0 bytes on disk"
+    assert str(describe(build("zero-shot", meta_model()))) == "zero-shot: 0 parameters trained (none), 0 bytes on disk"
 
 
 def test_a_plain_model_has_no_method_and_nothing_to_save(tiny_sam):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from samparser.methods import METHODS, build, describe
-from samparser.methods.cost import count_parameters, meta_sam
+from samparser.methods.cost import count_parameters, meta_model
 from tests.conftest import make_tiny_sam
 
 from .conftest import ALL, TRAINING, masks, shared_tuned_tiny_sam
@@ -77,11 +77,11 @@ def _added_names(plain: set[str]) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_exactly_these_parameters_train_on_vit_b(name):
-    plain = {key for key, _ in meta_sam().named_parameters()}
+    plain = {key for key, _ in meta_model().named_parameters()}
     decoder = {key for key in plain if key.startswith("mask_decoder.")}
     added, with_decoder = COUNTS[name]
     expected = _added_names(plain)[name]
-    model = build(name, meta_sam())
+    model = build(name, meta_model())
     if with_decoder:
         modules = "modules_to_save.default."
         expected |= (
@@ -95,8 +95,8 @@ def test_exactly_these_parameters_train_on_vit_b(name):
 
 
 def test_coefficients_of_the_decoder_replace_its_four_million_weights():
-    model = build("samparser-decoder-coefficients", meta_sam())
-    linears = [m for n, m in meta_sam().mask_decoder.named_modules() if isinstance(m, torch.nn.Linear)]
+    model = build("samparser-decoder-coefficients", meta_model())
+    linears = [m for n, m in meta_model().mask_decoder.named_modules() if isinstance(m, torch.nn.Linear)]
     expected = 512 + sum(min(linear.in_features, linear.out_features) for linear in linears)
     assert count_parameters(model)[1] == expected
     assert describe(model).trained == {"neck": 512, "mask decoder": expected - 512}

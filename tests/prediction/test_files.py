@@ -255,7 +255,7 @@ def test_a_second_process_is_kept_out_of_the_folder(tiny_sam, tiny_processor, im
     out = tmp_path / "out"
     with (
         output_folder.OutputFolder(out).writing(),
-        pytest.raises(BlockingIOError, match=r"Another `samparser predict` is writing to .*out\. Wait"),
+        pytest.raises(BlockingIOError, match=r"out is being written by another run in this process .*Wait"),
     ):
         segment(tiny_sam, tiny_processor, [images / "a.png"], out)
     assert len(segment(tiny_sam, tiny_processor, [images / "a.png"], out)) == 1

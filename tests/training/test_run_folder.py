@@ -2,9 +2,9 @@ import json
 
 import pytest
 
+from samparser._lock import LOCK
 from samparser.training.checkpoints import mark_complete
 from samparser.training.environment import git_state
-from samparser.training.lock import LOCK
 from samparser.training.run_folder import RunFolder, RunFolderError, differences
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .base import AttentionSite, Family, Features, IncompleteCheckpointError, Rows, config_of
 from .edgetam import EdgeTam
 from .necks import count_coefficients, neck_targets
-from .registry import FAMILIES, family_of, register_family
+from .registry import FAMILIES, family_of, family_of_config, register_family
 from .sam import Sam
 from .sam2 import Sam2
 from .sam3 import Sam3Tracker
@@ -26,6 +26,7 @@ __all__ = [
     "config_of",
     "count_coefficients",
     "family_of",
+    "family_of_config",
     "neck_targets",
     "register_family",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -137,6 +138,18 @@ class Family(ABC):
         model.config.model_type = self.model_types[0]
         return model.eval()
 
+    def model_from_config(self, config: Any) -> nn.Module:
+        """Build a model of a config as `AutoConfig` reads it, on the default device, with the weights of a new one.
+
+        Args:
+            config: Of one of `model_types`; stays as it is.
+        """
+        import transformers
+
+        model: Any = getattr(transformers, self.model_class)(copy.deepcopy(config))
+        model.config.model_type = self.model_types[0]
+        return model.eval()
+
     def neck_of(self, model: nn.Module) -> str:
         """Return `neck`, narrowed to the convolutions that have a part in a model's masks."""
         return self.neck
@@ -208,6 +221,10 @@ class Family(ABC):
     def attention_layers(self, model: nn.Module) -> Sequence[AttentionSite]:
         """Return the attention layers of the image encoder from first to last; none where it has none."""
         return []
+
+    def idle(self, model: nn.Module) -> tuple[str, ...]:
+        """Return the full names of modules and parameters that no mask depends on, whatever the prompt: none."""
+        return ()
 
 
 def config_of(model_or_config: Any) -> Any:

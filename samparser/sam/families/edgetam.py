@@ -27,9 +27,19 @@ class EdgeTam(Sam2):
         Raises:
             ImportError: timm is not installed, or does not work with this torch.
         """
-        if config.vision_config.backbone_config.model_type == "timm_wrapper":
+        if _takes_timm(config):
             _require_timm()
         return super().load_model(source, config, **kwargs)
+
+    def model_from_config(self, config: Any) -> nn.Module:
+        """Build a model of a config; see `Family.model_from_config`.
+
+        Raises:
+            ImportError: timm is not installed, or does not work with this torch.
+        """
+        if _takes_timm(config):
+            _require_timm()
+        return super().model_from_config(config)
 
     def _features(self, entering: Features) -> Features:
         return tuple(stage.permute(0, 3, 1, 2) for stage in entering)
@@ -44,6 +54,11 @@ class EdgeTam(Sam2):
     def attention_layers(self, model: nn.Module) -> list[AttentionSite]:
         """Return none: the encoder is convolutional."""
         return []
+
+
+def _takes_timm(config: Any) -> bool:
+    backbone: str = config.vision_config.backbone_config.model_type
+    return backbone == "timm_wrapper"
 
 
 def _require_timm() -> None:

@@ -100,6 +100,28 @@ def no_family(other: TunerOnly) -> str:
     )
 
 
+def family_of_config(config: Any, purpose: str = "This") -> Family:
+    """Return the family that a config of transformers, as `AutoConfig` reads it beside a checkpoint, is loaded as.
+
+    Args:
+        config: The config.
+        purpose: What needs it, as the start of the message: "Counting".
+
+    Raises:
+        TypeError: It is of no family.
+    """
+    model_type = getattr(config, "model_type", None)
+    family = FAMILIES.get(str(model_type))
+    if family is None:
+        other = tuner_only(str(model_type))
+        advice = "" if other is None else f" {no_family(other)}"
+        raise TypeError(
+            f"{purpose} needs the config of a {known_families().replace(', ', ' or ')}; got a {type(config).__name__} "
+            f"of type {model_type!r}.{advice}"
+        )
+    return family
+
+
 def family_of(model: Any, purpose: str = "This") -> Family:
     """Return the family of a model.
 

@@ -39,6 +39,13 @@ class Sam3Tracker(Sam2):
         vision = config_of(model).vision_config
         return live_levels(min(len(vision.scale_factors), len(vision.backbone_feature_sizes)))
 
+    def idle(self, model: nn.Module) -> tuple[str, ...]:
+        """Return the levels of the neck that reach no mask, and the embedding that goes to the last of them."""
+        vision = config_of(model).vision_config
+        levels, live = len(vision.scale_factors), len(vision.backbone_feature_sizes)
+        unused = tuple(f"vision_encoder.neck.fpn_layers.{level}" for level in range(live, levels))
+        return (*unused, "no_memory_embedding") if unused else ()
+
     def _features(self, entering: Features) -> Features:
         return (entering[0].permute(0, 2, 3, 1),)
 

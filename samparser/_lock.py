@@ -1,4 +1,4 @@
-"""Lock of a run folder: one process writes it at a time, and the lock of a dead process holds nobody up."""
+"""Lock of an output folder: one process writes it at a time, and the lock of a dead process holds nobody up."""
 
 from __future__ import annotations
 
@@ -26,31 +26,43 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _held: set[str] = set()
 
 
-class FolderLocked(Exception):  # noqa: N818
-    """Another run holds the folder; the message says which process."""
+class FolderLocked(BlockingIOError):  # noqa: N818
+    """Another run holds the folder; the message says which process, and what to do."""
+
+    def __init__(self, folder: Path, holder: str) -> None:
+        super().__init__(
+            f"{folder} is being written by {holder}. Wait for it or stop it, or choose another output folder."
+        )
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process until the block ends.
+def locked(folder: Path) -> Iterator[bool]:
+    """Hold a folder for this process until the block ends; its file `.lock` says which process that is.
 
     The system gives the lock back when the process dies, however it dies.
 
+    Args:
+        folder: An existing folder.
+
+    Yields:
+        Whether no other process can be writing. Windows, and some network drives, have no locks.
+
     Raises:
         FolderLocked: Another process, or another thread of this one, holds it.
+        OSError: The folder cannot be written to.
     """
     path = folder / LOCK
     key = str(path.resolve())
     if key in _held:
-        raise FolderLocked(f"another run in this process (pid {os.getpid()})")
+        raise FolderLocked(folder, f"another run in this process (pid {os.getpid()})")
     _held.add(key)
     handle = None
     try:
-        handle = _acquired(path)
+        handle, alone = _acquired(path)
         about = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now().isoformat(" ", "seconds")}
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(about).encode(), 0)
-        yield
+        yield alone
     finally:
         _held.discard(key)
         if handle is not None:
@@ -59,24 +71,26 @@ def locked(folder: Path) -> Iterator[None]:
             os.close(handle)
 
 
-def _acquired(path: Path) -> int:
+def _acquired(path: Path) -> tuple[int, bool]:
+    """Open the file and lock it, where there are locks."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        # Through a link, a file elsewhere would be emptied.
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             if fcntl is not None:
                 fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in _NO_LOCKS:
-                return handle
+                return handle, False
             who = _holder(path)
             os.close(handle)
             if error.errno in _HELD_BY_ANOTHER:
-                raise FolderLocked(who) from error
+                raise FolderLocked(path.parent, who) from error
             raise
         # Whoever held it before may have deleted the file between the two calls.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), path.stat()):
-                return handle
+                return handle, fcntl is not None
         os.close(handle)
 
 

@@ -1,3 +1,5 @@
+"""One process writes an output folder at a time."""
+
 import errno
 import fcntl
 import os
@@ -7,16 +9,18 @@ import sys
 
 import pytest
 
-from samparser.training.lock import LOCK, FolderLocked, locked
+from samparser._lock import LOCK, FolderLocked, locked
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from samparser.training.lock import locked
+from samparser._lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
+
+WHAT_TO_DO = r"\. Wait for it or stop it, or choose another output folder\.$"
 
 
 @pytest.fixture
@@ -30,8 +34,11 @@ def holder(tmp_path):
 
 
 def test_a_folder_is_held_by_one_process_and_the_other_is_told_which(holder, tmp_path):
-    with pytest.raises(FolderLocked, match=rf"another process \(pid {holder.pid} on .*, since 20"), locked(tmp_path):
+    message = rf"another process \(pid {holder.pid} on .*, since 20.*\){WHAT_TO_DO}"
+    with pytest.raises(FolderLocked, match=message) as error, locked(tmp_path):
         pass
+    assert str(error.value).startswith(f"{tmp_path} is being written by ")
+    assert isinstance(error.value, BlockingIOError)
     assert (tmp_path / LOCK).is_file()
 
 
@@ -39,8 +46,8 @@ def test_the_lock_of_a_killed_process_holds_nobody_up(holder, tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert (tmp_path / LOCK).is_file()
-    with locked(tmp_path):
-        pass
+    with locked(tmp_path) as alone:
+        assert alone
     assert not (tmp_path / LOCK).exists()
 
 
@@ -58,5 +65,15 @@ def test_a_drive_without_locks_is_used_without_one(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "lockf", no_locks)
-    with locked(tmp_path):
+    with locked(tmp_path) as alone:
+        assert not alone
+
+
+def test_a_link_in_place_of_the_lock_is_not_written_through(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("kept")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).symlink_to(elsewhere)
+    with pytest.raises(OSError, match=r"run/\.lock"), locked(tmp_path / "run"):
         pass
+    assert elsewhere.read_text() == "kept"
