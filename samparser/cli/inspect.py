@@ -40,7 +40,7 @@ from samparser.training import EvalSettings
 from samparser.training.environment import versions
 
 from .parser import SettingsParser
-from .shared import BASE, DEVICE, on_device, open_split, refuse_less_than_one, say
+from .shared import DEVICE, LoadSettings, on_device, open_split, refuse_less_than_one, say
 
 _DISTILLED, _COMBINATION = "distilled", "combination"
 
@@ -54,7 +54,6 @@ class InspectCommand:
         "hub. With --distil there may be none.",
         None,
     )
-    model: str | None = option(BASE, None)
     output: str | None = option(
         "Folder for pictures, inspection.json and adapters that are made; files in it that this command did not write "
         "are never replaced.",
@@ -106,8 +105,6 @@ class InspectCommand:
                     raise ValueError(f"--{name} {getattr(self, name)} is about distilling: give --distil, too.")
         elif self.output is None:
             raise ValueError("--distil makes an adapter; name a folder for it with --output.")
-        elif not self.adapters and self.model is None:
-            raise ValueError("--distil compares with a base model: give it as --model, or name an adapter of it.")
         adapters = len(self.adapters or ()) + (self.distil is not None)
         if self.weights is not None and len(self.weights) != adapters:
             raise ValueError(
@@ -128,7 +125,12 @@ def parser() -> SettingsParser:
     """Return the parser of this verb."""
     return SettingsParser(
         "inspect",
-        {"what to inspect": InspectCommand, "data": InspectionData, "scoring": EvalSettings},
+        {
+            "what to inspect": InspectCommand,
+            "how to open it": LoadSettings,
+            "data": InspectionData,
+            "scoring": EvalSettings,
+        },
         ("adapters",),
         example="samparser inspect runs/nuclei/adapter runs/ships/adapter --data path/to/data --output inspection",
     )
@@ -136,8 +138,10 @@ def parser() -> SettingsParser:
 
 def run(arguments: Sequence[str]) -> int:
     """Inspect, print the tables, and write them with their pictures where a folder is given."""
-    command, data, scoring = parser().parse(arguments)
+    command, loading, data, scoring = parser().parse(arguments)
     _refuse_what_needs_images(command, data, scoring)
+    if not command.adapters and loading.base is None:
+        raise ValueError("--distil compares with a base model: give it as --base, or name an adapter of it.")
     folder = None if command.output is None else InspectionFolder(command.output)
     paths = list(command.adapters or ())
     for path in paths:
@@ -149,9 +153,11 @@ def run(arguments: Sequence[str]) -> int:
     dataset = open_split(data, command.split) if data.data else None
     distilled = None
     if folder is not None and command.distil is not None:
-        distilled = _distil(command, folder)
+        distilled = _distil(command, loading, folder)
         paths.append(str(folder.path / _DISTILLED))
-    model, processor = open_adapters(paths, base=command.model)
+    model, processor = open_adapters(
+        paths, loading.base, check_base=loading.check_base, check_weights=loading.check_weights
+    )
     model, names = on_device(model, command.device), list(model.peft_config)
     findings = Findings({name: layer_moves(model, name) for name in names}, similarity(model, names))
     findings.distilled = distilled
@@ -166,7 +172,8 @@ def run(arguments: Sequence[str]) -> int:
             save_combination(model, dict(zip(names, command.weights, strict=True)), folder.path / _COMBINATION)
             folder.add(folder.path / _COMBINATION)
         written = draw(findings, model, folder, ground=f"{Path(data.data).name} {command.split}" if data.data else "")
-        settings = {"command": asdict(command), "data": asdict(data), "evaluation": asdict(scoring)}
+        given = {"command": command, "loading": loading, "data": data, "evaluation": scoring}
+        settings = {name: asdict(part) for name, part in given.items()}
         results = folder.finish({**findings.plain(), "settings": settings, "versions": versions()})
         say(f"\nwritten: {', '.join(map(str, [*written, results]))}")
     return 0
@@ -185,14 +192,14 @@ def _refuse_what_needs_images(command: InspectCommand, data: InspectionData, sco
         raise ValueError("--weights makes a sum to score or to write: give --data, --output, or both.")
 
 
-def _distil(command: InspectCommand, folder: InspectionFolder) -> Distilled:
+def _distil(command: InspectCommand, loading: LoadSettings, folder: InspectionFolder) -> Distilled:
     """Distil, tell the shares, and write the adapter."""
     assert command.distil is not None
     tuned, _ = load_model(command.distil)
-    if command.model is not None:
-        base, _ = load_sam(command.model)
+    if loading.base is not None:
+        base, _ = load_sam(loading.base)
     else:
-        assert command.adapters  # `InspectCommand` saw to it
+        assert command.adapters  # `run` saw to it
         base, _ = load_recorded_base(adapter_folder(command.adapters[0]))
     rank = 64 if command.rank is None else command.rank
     distilled = distil(base, tuned, layers=command.layers or ["neck"], rank=rank, keep=command.keep or [])

@@ -15,12 +15,20 @@ from samparser.tuner import SVDCoefficientConfig
 _RESERVED = "default"
 
 
-def open_adapters(paths: Sequence[str | Path], base: str | Path | None = None) -> tuple[Any, Any]:
+def open_adapters(
+    paths: Sequence[str | Path],
+    base: str | Path | None = None,
+    *,
+    check_base: bool = True,
+    check_weights: bool = True,
+) -> tuple[Any, Any]:
     """Load adapters of coefficients on one base model, that of the first one.
 
     Args:
         paths: Their folders, or names on the Hugging Face hub.
         base: The base model; None for the one that the first adapter names, where it is on this machine.
+        check_base: As for `samparser.methods.load_trained`.
+        check_weights: As for `samparser.methods.load_trained`.
 
     Returns:
         The PeftModel, frozen and in eval mode, whose `peft_config` has the adapters in the order given under the names
@@ -35,10 +43,14 @@ def open_adapters(paths: Sequence[str | Path], base: str | Path | None = None) -
         raise ValueError("There is no adapter to inspect: name at least one folder.")
     folders = [adapter_folder(path) for path in paths]
     model: Any
-    model, processor = load_model(folders[0], base=base)
+    model, processor = load_model(folders[0], base, check_base=check_base, check_weights=check_weights)
     names = adapter_names(paths)
     for name, folder in zip(names, folders, strict=True):
+        config: Any = read_peft_config(folder)
+        config.base_check = config.base_check if check_base else "warn"
+        config.weights_sha256 = config.weights_sha256 if check_weights else None
         try:
+            model.add_adapter(name, config)
             model.load_adapter(str(folder), name)
         except (ValueError, RuntimeError, KeyError) as error:
             raise ValueError(f"{folder} cannot be put beside {folders[0]}: {error}") from error

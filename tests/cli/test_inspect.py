@@ -96,7 +96,7 @@ def test_a_full_fine_tune_is_distilled_and_inspected_beside_an_adapter(capsys, r
 
 
 def test_a_model_is_distilled_from_its_base_alone(capsys, runs, tiny_sam_folder, tmp_path):
-    words = ("--model", tiny_sam_folder, "--distil", runs / "full", "--layers", "vision_encoder.neck.conv1")
+    words = ("--base", tiny_sam_folder, "--distil", runs / "full", "--layers", "vision_encoder.neck.conv1")
     status, out, err = run(capsys, *words, "--rank", 0, "--output", tmp_path / "out")
     assert status == 0, err
     assert "adapter_model.safetensors" in out
@@ -134,7 +134,7 @@ def test_features_are_encoded_once(capsys, runs, toy_coco, tmp_path):
         (["{nuclei}", "--weights", "1"], "--weights makes a sum to score or to write"),
         (["{nuclei}", "--weights", "1", "2", "--output", "x"], "--weights has 2 numbers for 1 adapter"),
         (["{nuclei}", "--distil", "{full}"], "name a folder for it with --output"),
-        (["--distil", "{full}", "--output", "x"], "give it as --model"),
+        (["--distil", "{full}", "--output", "x"], "give it as --base"),
         (["{full}"], "is no adapter but a whole model"),
         (["{nuclei}", "--data", "d", "--scales", "nan"], "only finite ones"),
         (["{nuclei}", "--distil", "{base}", "--output", "{out}"], "The two models have the same weights"),

@@ -3,13 +3,15 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from samparser import SVDCoefficientConfig
 from samparser.inspection import adapter_names, open_adapters
 from samparser.methods import load_model, save_trained
+from samparser.tuner import coefficients
 from tests.conftest import make_tiny_sam
 
-from .conftest import NECK, tuned
+from .conftest import NECK, move, tuned
 
 
 def test_every_adapter_computes_what_it_computes_alone(folders):
@@ -49,10 +51,23 @@ def test_what_is_no_adapter_of_coefficients_is_refused_by_name(folders, tiny_sam
 
 
 def test_an_adapter_of_another_base_is_refused_beside_the_first_one(folders, tmp_path):
-    other = make_tiny_sam(seed=5)
-    from samparser import SVDCoefficientConfig
-
-    save_trained(get_peft_model(other, SVDCoefficientConfig(target_modules=NECK)), tmp_path / "stranger")
+    other = get_peft_model(make_tiny_sam(seed=5), SVDCoefficientConfig(target_modules=NECK))
+    save_trained(move(other, 0), tmp_path / "stranger")
     with pytest.raises(ValueError, match=r"stranger cannot be put beside .*plain/adapter: "):
         open_adapters([folders["plain"], tmp_path / "stranger"])
-    assert load_file(folders["plain"] / "adapter_model.safetensors")
+    with pytest.warns(UserWarning, match="is not the one the adapter was trained on"):
+        model, _ = open_adapters([folders["plain"], tmp_path / "stranger"], check_base=False)
+    assert list(model.peft_config) == ["plain", "stranger"]
+
+
+def test_a_file_that_was_changed_is_refused_or_taken_on_purpose(folders):
+    path = folders["pairs"] / "adapter_model.safetensors"
+    tensors = {name: 2 * tensor for name, tensor in load_file(path).items()}
+    save_file(tensors, path)
+    (folders["pairs"] / "method.json").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"pairs/adapter cannot be put beside .*plain/adapter"):
+        open_adapters([folders["plain"], folders["pairs"]])
+    model, _ = open_adapters([folders["plain"], folders["pairs"]], check_weights=False)
+    layer = "vision_encoder.neck.conv1"
+    name = next(name for name in tensors if name.endswith("neck.conv1.svd_coefficient_p"))
+    torch.testing.assert_close(coefficients(model, "pairs")[layer][1], tensors[name], rtol=0, atol=1e-6)
