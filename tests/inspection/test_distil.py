@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from samparser.inspection import distil, layer_moves
 from samparser.methods import load_model, merged, save_trained
@@ -160,3 +162,36 @@ def test_models_that_cannot_be_compared_are_refused_before_anything_changes():
     assert not any(isinstance(module, SVDCoefficientLayer) for module in base.modules())
     with pytest.raises(ValueError, match="already carries"):
         distil(tuned(), fully_tuned("vision_encoder.neck"))
+
+
+class Mixed(nn.Module):
+    """A layer of every kind that can be adapted, in a model that is no SAM."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.stored_across = nn.Linear(6, 5), Conv1D(4, 5)
+        self.grouped, self.transposed = nn.Conv2d(4, 6, 3, groups=2), nn.ConvTranspose2d(6, 4, 2, stride=2)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Few coefficients")
+def test_layers_of_every_kind_in_any_model_are_distilled_to_all_that_their_bases_span():
+    torch.manual_seed(0)
+    base, target = Mixed(), Mixed()
+    target.load_state_dict(base.state_dict())
+    names = ["linear", "stored_across", "grouped", "transposed"]
+    for name in names:
+        weight = target.get_submodule(name).weight
+        weight.add_(0.1 * torch.randn(weight.shape))
+    original = {name: base.get_submodule(name).weight.clone() for name in names}
+    found = distil(base, target, layers=names, rank=10**6)
+    assert {row.layer for row in found.layers} == set(names)
+    for row in found.layers:
+        start, end = original[row.layer], target.get_submodule(row.layer).weight
+        matrices = [one.T if row.layer == "stored_across" else one.flatten(1) for one in (start, end)]
+        u, _, vh = torch.linalg.svd(matrices[0].double(), full_matrices=False)
+        change = (matrices[1] - matrices[0]).double()
+        spanned = u @ u.T @ change @ vh.T @ vh
+        assert row.share == pytest.approx(1 - float(((change - spanned).norm() / change.norm()) ** 2), abs=1e-5)
+        layer = found.model.get_base_model().get_submodule(row.layer)
+        assert float((end - layer.weight).norm()) == pytest.approx(row.rest, abs=1e-5)
