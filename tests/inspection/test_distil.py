@@ -137,6 +137,8 @@ def test_equal_singular_values_move_together_and_are_in_no_pair():
     assert len(set(moved[:3].tolist())) == 1
     assert moved[-2:].tolist() == [0, 0]
     assert bool((moved[:-2] != 0).all())
+    (row,) = found.layers
+    assert row.by_coefficients == pytest.approx(float(moved.double().square().sum()) / row.change**2, rel=1e-4)
     in_pairs = set(expansion_terms(found.model)[NECK[0]].pairs.flatten().tolist())
     assert in_pairs == set(range(3, len(p0) - 2))
 
