@@ -1,4 +1,4 @@
-"""What samparser costs, as ratios: layers, training steps, cached training, start-up, many adapters, scale.
+"""What samparser costs, as ratios: families, layers, training steps, cached training, start-up, many adapters, scale.
 
     python examples/benchmark.py                    # layers of ViT-B's sizes, a smaller SAM: some minutes
     python examples/benchmark.py --full             # SAM ViT-B at 1024 pixels, random weights: up to an hour
@@ -17,11 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from benchmarks.families import measure_families
 from benchmarks.layers import measure_evaluation, measure_layers, measure_mixed_batch, vit_b_layers
+from benchmarks.lean import measure_lean
 from benchmarks.many import measure_many_adapters
 from benchmarks.measure import machine, use_device
-from benchmarks.models import FULL, MEDIUM, QUICK
+from benchmarks.models import FULL, MEDIUM, QUICK, make_sam
 from benchmarks.profile import measure_where_time_goes
+from benchmarks.published import PUBLISHED
 from benchmarks.scale import measure_scale
 from benchmarks.startup import measure_startup
 from benchmarks.steps import measure_steps
@@ -38,7 +41,8 @@ class Arguments:
     only: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Parts: layers, transposed, evaluation, mixed, steps, startup, many, scale, profile; all if none."
+            "help": "Parts: families, layers, transposed, evaluation, mixed, steps, lean, startup, many, scale, "
+            "profile; all if none."
         },
     )
     rounds: int | None = field(default=None, metadata={"help": "Rounds of each comparison."})
@@ -60,7 +64,12 @@ def main(arguments: Arguments) -> None:
     rounds = arguments.rounds or (2 if arguments.quick else 9)
     step_rounds = arguments.step_rounds or (2 if arguments.quick else 3)
     figure = None if arguments.figure is None else Path(arguments.figure)
+    counted = {"sam-vit-base": PUBLISHED["sam-vit-base"]} if arguments.quick else PUBLISHED
+    # Of each architecture of a decoder the smallest model; what is before the neck does not run.
+    names = ("sam-vit-base", "sam-hq-vit-base", "sam2.1-hiera-tiny", "sam3-tracker")
+    lean = {"tiny": lambda: make_sam(QUICK).config} if arguments.quick else {name: PUBLISHED[name] for name in names}
     parts: dict[str, tuple[str, Callable[[], str]]] = {
+        "families": ("Every family, counted", lambda: measure_families(counted)),
         "layers": ("One layer", lambda: measure_layers(layers, side, rounds)),
         "transposed": (
             "Transposed convolutions",
@@ -69,6 +78,7 @@ def main(arguments: Arguments) -> None:
         "evaluation": ("One layer in evaluation", lambda: measure_evaluation(layers, side, rounds)),
         "mixed": ("A batch of several adapters", lambda: measure_mixed_batch(layers, side, rounds)),
         "steps": ("A training step", lambda: measure_steps(size, step_rounds, main_methods=arguments.full)),
+        "lean": ("The lean decoder in every family", lambda: measure_lean(lean, step_rounds)),
         "startup": ("Start-up", lambda: measure_startup(size, rounds)),
         "many": ("One image, many adapters", lambda: measure_many_adapters(size, step_rounds, quick=arguments.quick)),
         "scale": ("Scale", lambda: measure_scale(size, rounds, figure, quick=arguments.quick)),

@@ -95,7 +95,9 @@ def make_batch(sample: Sample, batch: int = 1) -> dict[str, Tensor]:
     return {name: tensor.to(device()) for name, tensor in tensors.items()}
 
 
-def training_step(model: nn.Module, pixel_values: Tensor, batch: dict[str, Tensor], *, small_loss: bool = False) -> Any:
+def training_step(
+    model: nn.Module, pixel_values: Tensor | tuple[Tensor, ...], batch: dict[str, Tensor], *, small_loss: bool = False
+) -> Any:
     """A function that takes one whole optimizer step: forward, loss, backward, Adam.
 
     The loss compares masks at input size, or with ``small_loss`` at the size of the logits, as

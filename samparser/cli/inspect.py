@@ -34,8 +34,10 @@ from samparser.inspection.report import draw, picture_names
 from samparser.inspection.scores import from_features
 from samparser.methods import load_model, save_trained
 from samparser.methods.folder import PEFT_CONFIG, PEFT_TENSORS
-from samparser.methods.loading import load_recorded_base
+from samparser.methods.loading import load_base_of
 from samparser.sam import load_sam
+from samparser.sam.frame_choice import chosen_frame
+from samparser.sam.wrapped import plain_model
 from samparser.training import EvalSettings
 from samparser.training.environment import versions
 
@@ -156,7 +158,7 @@ def run(arguments: Sequence[str]) -> int:
         distilled = _distil(command, loading, folder)
         paths.append(str(folder.path / _DISTILLED))
     model, processor = open_adapters(
-        paths, loading.base, check_base=loading.check_base, check_weights=loading.check_weights
+        paths, loading.base, frame=loading.frame, check_base=loading.check_base, check_weights=loading.check_weights
     )
     model, names = on_device(model, command.device), list(model.peft_config)
     findings = Findings({name: layer_moves(model, name) for name in names}, similarity(model, names))
@@ -167,7 +169,9 @@ def run(arguments: Sequence[str]) -> int:
             findings.curves = _curves(model, names, fed, command.scales or SCALES)
             findings.combinations = _combinations(model, names, fed, command.weights)
     say(findings)
-    if folder is not None:
+    if folder is None:
+        return 0
+    with folder.writing():
         if command.weights is not None:
             save_combination(model, dict(zip(names, command.weights, strict=True)), folder.path / _COMBINATION)
             folder.add(folder.path / _COMBINATION)
@@ -175,7 +179,9 @@ def run(arguments: Sequence[str]) -> int:
         given = {"command": command, "loading": loading, "data": data, "evaluation": scoring}
         settings = {name: asdict(part) for name, part in given.items()}
         results = folder.finish({**findings.plain(), "settings": settings, "versions": versions()})
-        say(f"\nwritten: {', '.join(map(str, [*written, results]))}")
+    say(f"\nwritten: {', '.join(map(str, [*written, results]))}")
+    if (frame := chosen_frame(plain_model(model))) and (command.distil or command.weights):
+        say(f"The base takes images as --frame {frame} says: give it again to open the adapters that were made here.")
     return 0
 
 
@@ -196,15 +202,16 @@ def _distil(command: InspectCommand, loading: LoadSettings, folder: InspectionFo
     """Distil, tell the shares, and write the adapter."""
     assert command.distil is not None
     tuned, _ = load_model(command.distil)
-    if loading.base is not None:
-        base, _ = load_sam(loading.base)
+    if command.adapters:
+        base, _ = load_base_of(adapter_folder(command.adapters[0]), loading.base, frame=loading.frame)
     else:
-        assert command.adapters  # `run` saw to it
-        base, _ = load_recorded_base(adapter_folder(command.adapters[0]))
+        assert loading.base is not None  # `run` saw to it
+        base, _ = load_sam(loading.base, frame=loading.frame)
     rank = 64 if command.rank is None else command.rank
     distilled = distil(base, tuned, layers=command.layers or ["neck"], rank=rank, keep=command.keep or [])
-    save_trained(distilled.model, folder.path / _DISTILLED)
-    folder.add(folder.path / _DISTILLED)
+    with folder.writing():
+        save_trained(distilled.model, folder.path / _DISTILLED)
+        folder.add(folder.path / _DISTILLED)
     sizes = {name: (folder.path / _DISTILLED / name).stat().st_size for name in (PEFT_TENSORS, PEFT_CONFIG)}
     files = ", ".join(f"{name} {size:,} bytes" for name, size in sizes.items())
     say(f"{distilled}\nwritten: {folder.path / _DISTILLED} ({files})\n")

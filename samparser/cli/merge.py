@@ -1,4 +1,4 @@
-"""`samparser merge`: write an adapter and its base as one plain SamModel."""
+"""`samparser merge`: write an adapter and its base as one plain model of transformers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .shared import LoadSettings, output_folder
 
 @dataclass(frozen=True)
 class MergeCommand:
-    """Write an adapter and its base as one plain SamModel that needs no samparser."""
+    """Write an adapter and its base as one plain model of transformers that needs no samparser."""
 
     adapter: str = option("The adapter: its folder (for instance RUN/adapter), or its name on the Hugging Face hub.")
     out: str = option("Folder for the merged checkpoint; a new or an empty one.")

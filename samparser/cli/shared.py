@@ -12,8 +12,14 @@ import torch
 from samparser._options import option
 from samparser._words import count
 from samparser.methods import load_model
+from samparser.sam.frame_choice import ChosenFrame
 
 MODEL = "A SAM checkpoint (base or merged) or an adapter: a local folder, or a name on the Hugging Face hub."
+FRAME = (
+    "How the model takes images, where no processor beside it says so or that one is not what it was trained with: "
+    "padded, as SAM does; squashed, stretched to a square; medsam, squashed and scaled from the darkest to the "
+    "brightest value. Kept with an adapter, which knows it from then on. Not given: as its processor says."
+)
 DEVICE = "auto: a GPU where there is one; cpu: never a GPU."
 
 # Up to so many images are read once before a run, so that one bad file is left out rather than stops the run later.
@@ -23,13 +29,14 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class LoadSettings:
-    """How an adapter is put on its base, and what is compared first. A whole model has no use for these."""
+    """How a model takes images, how an adapter is put on its base, and what is compared first."""
 
     base: str | None = option(
         "Base model of the adapter: a folder, or a name on the hub, which is fetched. Not given: the one that the "
         "adapter names, if it is on this machine; nothing is fetched because an adapter asks for it.",
         None,
     )
+    frame: ChosenFrame | None = option(FRAME, None)
     check_base: bool = option(
         "Refuse a base whose weights are not those of the training. With false it is used all the same, at the price "
         "of masks that nobody has validated; another architecture is refused either way.",
@@ -43,7 +50,9 @@ class LoadSettings:
 
     def load(self, path: str) -> tuple[Any, Any]:
         """Return the model and its processor; see `samparser.methods.load_model`."""
-        return load_model(path, self.base, check_base=self.check_base, check_weights=self.check_weights)
+        return load_model(
+            path, self.base, frame=self.frame, check_base=self.check_base, check_weights=self.check_weights
+        )
 
 
 def refuse_less_than_one(command: Any, *names: str) -> None:

@@ -14,10 +14,12 @@ from samparser.data import DataSettings
 from samparser.methods import build, describe, save_trained
 from samparser.prompts import PromptSettings
 from samparser.sam import load_sam
+from samparser.sam.frame_choice import ChosenFrame
 from samparser.training import AlsoSettings, EvalSettings, TrainSettings, train, verdict
+from samparser.tuner import coefficient_parameters
 
 from .parser import SettingsParser
-from .shared import open_split, say
+from .shared import FRAME, open_split, say
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class TrainCommand:
     method_options: str = option(
         'Options of the method as JSON, for instance \'{"parametrization": "relative"}\'.', "{}"
     )
+    frame: ChosenFrame | None = option(FRAME, None)
     train_split: str = option("Split to train on.", "train")
     eval_split: str = option("Split to score on; 'none': do not score.", "val")
     resume: bool = option("Go on with the run in --output_dir.", False)
@@ -57,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     command, data, prompts, settings, scoring, other = parser().parse(arguments)
     assert settings.output_dir is not None  # required
     options = _method_options(command.method_options)
-    base, processor = load_sam(command.model)
+    base, processor = load_sam(command.model, frame=command.frame)
     train_set = open_split(data, command.train_split)
     eval_set = None if command.eval_split == "none" else open_split(data, command.eval_split)
     other_data = other.data_settings()
@@ -65,6 +68,12 @@ def run(arguments: Sequence[str]) -> int:
     model = build(command.method, base, **options)
     total = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     say(f"{describe(model)}; the other {total:,} parameters are frozen")
+    if coefficients := {name: part for name, part in coefficient_parameters(model) if part.requires_grad}:
+        trained, layers = (
+            sum(part.numel() for part in coefficients.values()),
+            {n.rsplit(".", 2)[0] for n in coefficients},
+        )
+        say(f"{count(trained, 'coefficient')} trained, the singular values of {count(len(layers), 'layer')}")
     say(f"{settings.described()} (all settings: {Path(settings.output_dir) / 'settings.json'})")
     result = train(
         model,
@@ -84,6 +93,7 @@ def run(arguments: Sequence[str]) -> int:
             "data": asdict(data),
             "train_split": command.train_split,
             "eval_split": command.eval_split,
+            **({} if command.frame is None else {"frame": command.frame}),
             **({} if also is None else {"also": asdict(other)}),
         },
         save=save_trained,

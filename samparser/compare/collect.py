@@ -74,6 +74,10 @@ class Column:
         """Tell whether the row was trained and scored from cached features."""
         return bool(self.runs[row][0]["time"]["cached"])
 
+    def masks(self, row: str) -> str | None:
+        """Return whose masks were scored, as a sentence; None in families that have one way only."""
+        return self.runs[row][0]["definitions"].get("masks")
+
     def rates(self, row: str) -> dict[str, float]:
         """Return the learning rates that the row was trained with, as far as the search chose them."""
         return self.runs[row][0]["rates"]
@@ -149,6 +153,7 @@ class Report:
             "trained": column.runs[row][0]["trained"],
             "seconds_per_step": column.seconds_per_step(row),
             "cached": column.cached(row),
+            "masks": column.masks(row),
         }
 
     def _also(self, column: Column, row: str) -> dict[str, Any]:

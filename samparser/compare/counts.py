@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 from samparser.methods.cost import meta_model, method_cost
 from samparser.sam.families import family_of_config
+from samparser.sam.gated import no_access
 from samparser.training.environment import versions
 
 from .experiment import Experiment, MethodRow
@@ -54,6 +55,8 @@ def _config(experiment: Experiment) -> Any:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
+        if message := no_access(path, error):
+            raise ExperimentError(f"{experiment.name}: {message}") from error
         raise ExperimentError(
             f"{experiment.name}: the model {experiment.model!r} has no configuration that can be read ({error}). Give "
             f"a folder with config.json, relative to {Path(experiment.file).parent}, or a name on the hub."

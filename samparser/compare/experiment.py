@@ -9,6 +9,7 @@ from typing import Any
 
 from samparser.data import DataSettings
 from samparser.prompts import PromptSettings
+from samparser.sam.frame_choice import ChosenFrame
 from samparser.training import EvalSettings, TrainSettings
 from samparser.training.also import tight
 
@@ -155,6 +156,7 @@ class Experiment:
         data: The data sets, one column each. None: nothing is trained, the cost of each row is counted.
         methods: The rows.
         model: SAM checkpoint: a folder, relative to the experiment file, or a hub id.
+        frame: How the model takes images, see `load_sam`; not given: as its processor says.
         training: Fields of `TrainSettings` for all cells: `recipe`, `num_train_epochs`, `learning_rate`, ...
         prompts: Fields of `PromptSettings` for all cells.
         evaluation: Fields of `EvalSettings`.
@@ -175,6 +177,7 @@ class Experiment:
     data: tuple[DataSource, ...]
     methods: tuple[MethodRow, ...]
     model: str = "facebook/sam-vit-base"
+    frame: ChosenFrame | None = None
     training: dict[str, Any] = field(default_factory=dict)
     prompts: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)

@@ -185,6 +185,11 @@ def _conventions(report: Report) -> Iterable[str]:
     yield f"mIoU and F1: {definitions['instance_image_mean']}"
     if any("dsc" in column.source.metrics for column in report.columns) and "volume_dsc" in definitions:
         yield f"DSC: {definitions['volume_dsc']}"
+    masks: dict[str, list[str]] = {}
+    for row in experiment.methods:
+        if (said := report.columns[0].masks(row.name)) is not None:
+            masks.setdefault(said, []).append(row.label)
+    yield from (f"Masks of {', '.join(labels)}: {said}" for said, labels in masks.items())
     yield (
         f"Against {label}: mean difference ± standard error, paired: same test images and seeds on both sides, both "
         "counted as samples (DSC: volumes in place of images)."

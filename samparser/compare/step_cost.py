@@ -69,7 +69,7 @@ def cost_settings(workspace: Workspace, row: MethodRow) -> dict[str, Any]:
     experiment: Experiment = workspace.experiment
     reference = experiment.row(experiment.reference)
     return {
-        "model": {"name": experiment.model, "weights": workspace.weights},
+        "model": workspace.model_settings(),
         "method": row.method,
         "options": dict(row.options),
         "reference": {"method": reference.method, "options": dict(reference.options)},

@@ -73,7 +73,7 @@ class Workspace:
 
     def __post_init__(self) -> None:
         # The base model stays as it is; cells tune copies.
-        self.base, self.processor = load_sam(self.experiment.model_path())
+        self.base, self.processor = load_sam(self.experiment.model_path(), frame=self.experiment.frame)
         self._opened: dict[str, tuple[SegmentationDataset, SegmentationDataset]] = {}
 
     def new_model(self) -> nn.Module:
@@ -89,6 +89,11 @@ class Workspace:
         """A hash of all weights of the base model."""
         hashes = fingerprint(self.base.state_dict())
         return sha256_of(json.dumps(hashes, sort_keys=True))[:16]
+
+    def model_settings(self) -> dict[str, str]:
+        """Return what tells the base model from others, as plain values."""
+        frame = {} if self.experiment.frame is None else {"frame": self.experiment.frame}
+        return {"name": self.experiment.model, "weights": self.weights, **frame}
 
     @cached_property
     def also_set(self) -> SegmentationDataset | None:
@@ -146,7 +151,7 @@ class Workspace:
         train_set, test_set = self.sets_of(cell)
         training = train_settings_of(experiment, source, row, cell, rates).recorded()
         settings: dict[str, Any] = {
-            "model": {"name": experiment.model, "weights": self.weights},
+            "model": self.model_settings(),
             "method": row.method,
             "options": {**METHODS[row.method].options, **row.options},
             "data": {

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from samparser.methods import load_model
-from samparser.methods.folder import format_of, read_peft_config
+from samparser.methods.folder import MethodFile, format_of, read_peft_config
 from samparser.methods.loading import trained_folder
+from samparser.sam.frame_choice import ChosenFrame
 from samparser.tuner import SVDCoefficientConfig
 
 _RESERVED = "default"
@@ -19,6 +20,7 @@ def open_adapters(
     paths: Sequence[str | Path],
     base: str | Path | None = None,
     *,
+    frame: ChosenFrame | None = None,
     check_base: bool = True,
     check_weights: bool = True,
 ) -> tuple[Any, Any]:
@@ -27,6 +29,7 @@ def open_adapters(
     Args:
         paths: Their folders, or names on the Hugging Face hub.
         base: The base model; None for the one that the first adapter names, where it is on this machine.
+        frame: How the model takes images, see `samparser.methods.load_model`.
         check_base: As for `samparser.methods.load_trained`.
         check_weights: As for `samparser.methods.load_trained`.
 
@@ -37,13 +40,14 @@ def open_adapters(
     Raises:
         FileNotFoundError: A folder does not exist or holds no adapter.
         ValueError: A folder holds something else than an adapter of coefficients, one that trained biases, or one of
-            another base model.
+            another base model, or one that was trained on images in another frame.
     """
     if not paths:
         raise ValueError("There is no adapter to inspect: name at least one folder.")
     folders = [adapter_folder(path) for path in paths]
+    _refuse_different_frames(folders)
     model: Any
-    model, processor = load_model(folders[0], base, check_base=check_base, check_weights=check_weights)
+    model, processor = load_model(folders[0], base, frame=frame, check_base=check_base, check_weights=check_weights)
     names = adapter_names(paths)
     for name, folder in zip(names, folders, strict=True):
         config: Any = read_peft_config(folder)
@@ -76,6 +80,18 @@ def adapter_names(paths: Sequence[str | Path]) -> list[str]:
             name = f"{stem}-{number}"
         names.append(name)
     return names
+
+
+def _refuse_different_frames(folders: Sequence[Path]) -> None:
+    saved = {folder: MethodFile.read(folder) for folder in folders}
+    frames = {folder: file.frame for folder, file in saved.items() if file is not None}
+    first = next(iter(frames), None)
+    for folder, frame in frames.items():
+        if first is not None and frame != frames[first]:
+            raise ValueError(
+                f"{first} was trained with frame {frames[first]!r} and {folder} with {frame!r}: one model cannot take "
+                "images in both. Inspect them one by one."
+            )
 
 
 def adapter_folder(path: str | Path) -> Path:

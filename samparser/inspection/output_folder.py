@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from samparser._files import write_text
+from samparser._lock import locked
 from samparser._words import count, shortened
 
 RESULTS = "inspection.json"
@@ -55,6 +57,17 @@ class InspectionFolder:
                 f"{self.path} holds {count(len(foreign), 'file')} that this command did not write, or that changed "
                 f"since, and would replace: {shortened(foreign, 3)}. Name another folder, or move them away."
             )
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Make the folder, and be the only one who writes here inside the block.
+
+        Raises:
+            FolderLocked: Another process writes there.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with locked(self.path):
+            yield
 
     def add(self, path: Path) -> Path:
         """Note a file, or a folder with all of its files, as written here, at once: a killed run may be done again."""

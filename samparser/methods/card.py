@@ -62,6 +62,8 @@ class CardInfo:
     """Trained parameters by kind: {"coefficients": 512, "mask_decoder": 4058340}."""
     adapter_bytes: int = 0
     """Size of the adapter's file."""
+    frame: str | None = None
+    """How the base takes images, where that was chosen when it was loaded: "squashed"."""
 
 
 def read_info(folder: str | Path) -> CardInfo:
@@ -86,7 +88,15 @@ def read_info(folder: str | Path) -> CardInfo:
         target_modules=[targets] if isinstance(targets, str) else sorted(targets),
         trained=_count_trained(folder / SAFETENSORS_WEIGHTS_NAME, config),
         adapter_bytes=(folder / SAFETENSORS_WEIGHTS_NAME).stat().st_size,
+        frame=_chosen_frame(folder),
     )
+
+
+def _chosen_frame(folder: Path) -> str | None:
+    path = folder / "method.json"
+    content = read_json(path) if path.is_file() else None
+    frame = content.get("frame") if isinstance(content, dict) else None
+    return frame if isinstance(frame, str) else None
 
 
 def _count_trained(path: Path, config: Mapping[str, Any]) -> dict[str, int]:
@@ -352,6 +362,13 @@ def _how_to_use_it(info: CardInfo) -> str:
             f"\n\nAs released, a {info.base_class} in eval mode gives an unstable mask away for one of three others. "
             "Training this\nadapter reached the head of the single mask alone, and its scores are those of that mask."
         )
+    frame = ""
+    if info.frame is not None:
+        frame = (
+            f"\n\nIt was trained with the frame `{info.frame}`, by which images come to the size that the model takes. "
+            f"The commands of samparser know\nit from this folder; in Python the processor for it comes from "
+            f'`load_sam(base, frame="{info.frame}")`.'
+        )
     return f"""\
 ## How to use it
 
@@ -370,7 +387,7 @@ model = PeftModel.from_pretrained(model, "path or Hub id of this adapter")
 ```
 
 The bases are computed from the base model's weights, so those have to be the ones it was trained on; loading checks
-them.{why}"""
+them.{why}{frame}"""
 
 
 def _versions() -> str:

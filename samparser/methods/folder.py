@@ -41,6 +41,7 @@ _FIELDS: dict[str, Any] = {
     "base_model": str | None,
     "base": dict | None,
     "trained": dict | None,
+    "frame": str | None,
 }
 _REQUIRED = ("format", "method", "options")
 
@@ -55,6 +56,8 @@ class MethodFile:
         base_model: Name or path of the base model, where it is known.
         base: Dtype and hashes of the base's frozen weights; None where the adapter's own format compares the base.
         trained: Hashes of the trained tensors by their names in the file; None where the adapter's own format has them.
+        frame: How the base takes images, where somebody chose it (`load_sam(..., frame=...)`); None: as its processor
+            says.
     """
 
     method: str
@@ -62,6 +65,7 @@ class MethodFile:
     base_model: str | None = None
     base: dict[str, Any] | None = None
     trained: dict[str, str] | None = None
+    frame: str | None = None
 
     def write(self, folder: Path) -> None:
         """Write the file into a folder."""

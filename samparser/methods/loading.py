@@ -14,9 +14,10 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import SamProcessor
 
 from samparser.sam import load_sam
+from samparser.sam.frame_choice import ChosenFrame
+from samparser.sam.gated import no_access
 
 from .base_check import check_base as check_base_weights
 from .folder import METHOD_FILE, PEFT_CONFIG, PEFT_TENSORS, TENSOR_FILE, MethodFile, format_of, read_peft_config
@@ -26,8 +27,13 @@ from .saving import trained_tensors
 
 
 def load_model(
-    path: str | Path, base: str | Path | None = None, *, check_base: bool = True, check_weights: bool = True
-) -> tuple[nn.Module, SamProcessor]:
+    path: str | Path,
+    base: str | Path | None = None,
+    *,
+    frame: ChosenFrame | None = None,
+    check_base: bool = True,
+    check_weights: bool = True,
+) -> tuple[nn.Module, Any]:
     """Load a model that is ready to predict, and the processor of its base.
 
     Of the hub nothing is fetched but what the caller names: where a trained part names a base that is neither a folder
@@ -38,6 +44,7 @@ def load_model(
             either on the Hugging Face hub, such as `"facebook/sam-vit-base"` or `"name/sam-nuclei"`. A name that
             exists as a folder is read from there. Of a hub repository, no pickle is fetched.
         base: The base model of a trained part. Not given, it is read from the folder.
+        frame: How the model takes images, see `load_sam`. Not given, a trained part's own record counts.
         check_base: As for `load_trained`.
         check_weights: As for `load_trained`.
 
@@ -47,7 +54,7 @@ def load_model(
     Raises:
         FileNotFoundError: The folder holds neither a model nor a trained part, or the base is not there.
         ValueError: A base or a check is given for a whole model, or no base is known for a trained part; or the trained
-            part is incomplete or belongs to another base.
+            part is incomplete, belongs to another base, or was trained with another frame.
         OSError: The hub could not be reached, or has no such repository.
     """
     folder = trained_folder(path)
@@ -56,8 +63,8 @@ def load_model(
         for name, default in (("base", None), ("check_base", True), ("check_weights", True)):
             if given[name] != default:
                 raise ValueError(f"{path} is a whole model, so {name}={given[name]!r} has no use. Leave it out.")
-        return load_sam(path)
-    model, processor = load_sam(base) if base is not None else load_recorded_base(folder)
+        return load_sam(path, frame=frame)
+    model, processor = load_base_of(folder, base, frame=frame)
     return load_trained(model, folder, check_base=check_base, check_weights=check_weights), processor
 
 
@@ -140,6 +147,8 @@ def trained_folder(path: str | Path) -> Path | None:
     except ValueError:  # not a valid name: load_sam says so
         return None
     except OSError as error:
+        if message := no_access(name, error):
+            raise OSError(message) from error
         raise OSError(
             f"{path} is no local folder, and could not be fetched from the Hugging Face hub: {error} Check the "
             f"spelling and the connection; private and gated repositories need `hf auth login`. Offline (or with "
@@ -148,13 +157,38 @@ def trained_folder(path: str | Path) -> Path | None:
     return fetched if any((fetched / name).is_file() for name in (PEFT_CONFIG, METHOD_FILE)) else None
 
 
-def load_recorded_base(folder: Path) -> tuple[nn.Module, SamProcessor]:
-    """Load the base that a folder names, from this machine: the file is a stranger's, who must not choose downloads.
+def load_base_of(
+    folder: Path, base: str | Path | None = None, *, frame: ChosenFrame | None = None
+) -> tuple[nn.Module, Any]:
+    """Load the base model that a trained part goes on, without it.
+
+    Args:
+        folder: The folder of the trained part.
+        base: The base model; None for the one that the folder names, where it is on this machine.
+        frame: As for `load_model`.
 
     Raises:
         FileNotFoundError: The base is not on this machine.
-        ValueError: The folder names none, or it cannot be loaded.
+        ValueError: The folder names none, it cannot be loaded, or another frame was trained with.
     """
+    frame = _recorded_frame(folder, frame)
+    return load_sam(base, frame=frame) if base is not None else _load_recorded_base(folder, frame)
+
+
+def _recorded_frame(folder: Path, given: ChosenFrame | None) -> ChosenFrame | None:
+    """Return the frame that a trained part was trained with, or the given one where none is recorded."""
+    saved = MethodFile.read(folder)
+    recorded = saved.frame if saved is not None else None
+    if recorded is not None and given not in (None, recorded):
+        raise ValueError(
+            f"{folder} was trained with frame {recorded!r}, and {given!r} was asked for: its masks would be of other "
+            "images than it learnt. Leave frame out."
+        )
+    return cast(ChosenFrame | None, recorded or given)
+
+
+def _load_recorded_base(folder: Path, frame: ChosenFrame | None) -> tuple[nn.Module, Any]:
+    """Load the base that a folder names, from this machine: the file is a stranger's, who must not choose downloads."""
     if format_of(folder) == "peft":
         name = read_peft_config(folder).base_model_name_or_path
     else:
@@ -172,7 +206,7 @@ def load_recorded_base(folder: Path) -> tuple[nn.Module, SamProcessor]:
             f"so: give base={name!r} to fetch it from the Hugging Face hub, or the folder of the base."
         )
     try:
-        model, processor = load_sam(cached or name)
+        model, processor = load_sam(cached or name, frame=frame)
     except (OSError, ValueError) as error:
         raise type(error)(
             f"{folder} was trained on {name!r}, which cannot be loaded: {error} If the base is elsewhere now, give it "

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from samparser._files import filling_folder
+from samparser.sam.frame_choice import chosen_frame
 from samparser.sam.wrapped import plain_model
 from samparser.tuner import SVDCoefficientConfig
 from samparser.tuner.config import COMPILED
@@ -52,6 +53,8 @@ def save_trained(model: nn.Module, folder: str | Path) -> None:
             f"{folder} already holds {other}, the trained part of another method. Choose another folder, or remove it."
         )
     with filling_folder(folder, last=(PEFT_CONFIG, METHOD_FILE)) as stage:
+        if applied is not None:  # first: the card reads it
+            _method_file(model, applied).write(stage)
         if is_peft:
             if (folder / "README.md").is_file():  # PEFT carries on the card that it finds
                 shutil.copyfile(folder / "README.md", stage / "README.md")
@@ -62,8 +65,6 @@ def save_trained(model: nn.Module, folder: str | Path) -> None:
         elif tensors := trained_tensors(model):
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             save_file(tensors, stage / TENSOR_FILE, metadata={"format": "pt"})
-        if applied is not None:
-            _method_file(model, applied).write(stage)
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -84,7 +85,8 @@ def _method_file(model: nn.Module, applied: AppliedMethod) -> MethodFile:
     if not peft_types & _CHECKED_BY_PEFT:
         base = {"dtype": weight_dtype(plain), "weights": fingerprint(frozen_tensors(model, applied.trained))}
         trained = fingerprint(trained_tensors(model))
-    return MethodFile(applied.name, applied.options, getattr(plain, "name_or_path", None) or None, base, trained)
+    name = getattr(plain, "name_or_path", None) or None
+    return MethodFile(applied.name, applied.options, name, base, trained, chosen_frame(plain))
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

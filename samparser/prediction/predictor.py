@@ -22,6 +22,14 @@ from .cropped_mask import CroppedMask, planes
 from .resize import MaskResizer
 from .shared_encoder import SharedEncoder, check_adapters, using_adapter
 
+MASKS_AS_RELEASED = (
+    "As the model was released: one that is unstable gives way to the best of three other heads' masks "
+    "(dynamic_multimask_via_stability)."
+)
+MASKS_AS_TUNED = (
+    "Of the head that tuning trains, also where they are unstable (dynamic_multimask_via_stability is off)."
+)
+
 
 class SamPredictor:
     """A SAM that looks at one image and answers any number of prompts, under any of its adapters.
@@ -56,6 +64,17 @@ class SamPredictor:
         self._frame = frame_of(processor)
         self._encoder: SharedEncoder | None = None
         self._size = (0, 0)
+
+    @property
+    def masks(self) -> str | None:
+        """Whose masks answer prompts now, as a sentence to stand beside scores.
+
+        None in families that have one way only.
+        """
+        if not self._family.replaces_unstable_masks:
+            return None
+        released = not self._as_tuned() and self._family.replaces_unstable(self._sam)
+        return MASKS_AS_RELEASED if released else MASKS_AS_TUNED
 
     def set_image(self, image: np.ndarray) -> None:
         """Take an image, uint8 RGB (H, W, 3), in place of the one before.
@@ -251,9 +270,11 @@ class SamPredictor:
                 masks, expected = self._family.decode(self._sam, self._encoder.embed(), chunk, multimask)
             yield masks[0], expected[0]
 
+    def _as_tuned(self) -> bool:
+        return is_tuned(self._model) if self._tuned is None else self._tuned
+
     def _masks_as_tuned(self) -> AbstractContextManager[None]:
-        tuned = is_tuned(self._model) if self._tuned is None else self._tuned
-        return self._family.single_mask(self._sam) if tuned else nullcontext()
+        return self._family.single_mask(self._sam) if self._as_tuned() else nullcontext()
 
 
 def narrow(height: int, width: int, target: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .changes import EncoderChanges, changes_before_neck, is_tuned, mark_tuned
 from .families import FAMILIES, Family, count_coefficients, family_of, neck_targets, register_family
 from .frame import Frame, Padded, Squashed, frame_of
+from .frame_choice import chosen_frame
 from .lean import lean_decoder
 from .loading import default_processor, load_sam
 from .square_processor import SquareImageProcessor, SquareProcessor
@@ -20,6 +21,7 @@ __all__ = [
     "SquareProcessor",
     "Squashed",
     "changes_before_neck",
+    "chosen_frame",
     "count_coefficients",
     "default_processor",
     "family_of",

@@ -15,12 +15,13 @@ def no_access(source: str, error: BaseException) -> str | None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, HfHubHTTPError):
-            status = getattr(cause.response, "status_code", None)
+            status = getattr(getattr(cause, "response", None), "status_code", None)
             if isinstance(cause, GatedRepoError) or status in (401, 403):
                 return (
                     f"{source} may not be fetched with this login from the Hugging Face hub (status {status}): it is "
-                    f"gated, private, or not there. Ask for access on https://huggingface.co/{source} and wait until "
-                    "it is given, then run `hf auth login` here with a token of the account that has it."
+                    f"gated, private, or not there. Check the spelling, or ask for access on "
+                    f"https://huggingface.co/{source} and wait until it is given, then run `hf auth login` here with a "
+                    "token of the account that has it."
                 )
         cause = cause.__cause__ or cause.__context__
     return None

@@ -1,4 +1,4 @@
-"""SAM's mask decoder in fewer and faster products: the same masks and weights, a shorter training step."""
+"""The mask decoders of all families in fewer, faster products: the same masks and weights, a shorter training step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from .absorbed_attention import absorbed_attention_class, is_plain_attention
-from .switched_class import switched
+from .switched_class import plain_class, switched
 from .upscaling import has_plain_upscaling, upscaling_classes
 
 
@@ -21,8 +21,8 @@ def lean_decoder(model: nn.Module) -> Iterator[None]:
     between tokens and image does without projecting the image (`samparser.sam.absorbed_attention`).
 
     Weights, their names and what is saved stay what they are; masks and gradients are equal up to rounding. What it
-    saves is in `docs/speed.md`. Parts of a decoder that are not as in SAM, carry an adapter, have hooks inside or
-    are offloaded by accelerate are left alone.
+    saves is in `docs/speed.md`. Parts of a decoder that are not as in transformers, carry an adapter, have hooks inside
+    or are offloaded by accelerate are left alone.
 
     The lean way is this thread's alone: other threads may use the model meanwhile, and get the masks of the plain
     decoder. So do threads that are started inside the block, such as those of `nn.DataParallel`.
@@ -40,7 +40,7 @@ def _lean_classes(model: nn.Module) -> list[tuple[Any, type[nn.Module]]]:
             if _may_change(module, (part for part, _ in parts)):
                 classes.extend(parts)
         elif is_plain_attention(module) and _may_change(module, module.modules()):
-            classes.append((module, absorbed_attention_class()))
+            classes.append((module, absorbed_attention_class(plain_class(module))))
     return classes
 
 

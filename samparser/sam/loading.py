@@ -16,30 +16,38 @@ from samparser._words import shortened
 from .families.base import IncompleteCheckpointError
 from .families.registry import FAMILIES, family_of, known_families, no_family, tuner_only
 from .frame import Padded, frame_of
+from .frame_choice import CHOICES, ChosenFrame, choose_frame
 from .gated import no_access
 from .wrapped import image_processor
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
-def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+def load_sam(
+    name_or_path: str | Path, *, dtype: torch.dtype | None = None, frame: ChosenFrame | None = None
+) -> tuple[Any, Any]:
     """Load a checkpoint of a SAM family and its processor.
 
     Args:
         name_or_path: A local folder, or a name on the Hugging Face hub such as "facebook/sam-vit-base". Names that
             exist as a folder are read from there.
         dtype: Floating-point type of the weights; None keeps that of the checkpoint.
+        frame: How the model takes images, where no processor beside it says so or that one is not what it was trained
+            with: "padded", as SAM does; "squashed", stretched to a square; "medsam", squashed and scaled from the
+            darkest to the brightest value. Kept with what is trained on the model. None: as its processor says.
 
     Returns:
-        The model in eval mode, of the class of its family in transformers, and its processor. A folder without a
-        processor gets the family's usual one for the model's input size, with a warning.
+        The model in eval mode, of the class of its family in transformers, and its processor. Where there is none,
+        families that take squashed images only get their usual one, with a warning.
 
     Raises:
         FileNotFoundError: There is no such folder, and it can be no name on the hub.
         ValueError: What is there is no checkpoint of a SAM family: a PEFT adapter, another architecture, an incomplete
-            checkpoint, or a processor for another input size.
+            checkpoint, or a processor for another input size; or there is no processor, no `frame`, and more than one
+            way in which the model may have been trained.
         OSError: The hub could not be reached or gives no access, or files are missing or damaged.
-        ImportError: The model needs a package that is not installed: EdgeTAM needs timm.
+        ImportError: The model needs a package that is not installed, or a newer transformers: EdgeTAM
+                needs timm and transformers 5.20.
     """
     from transformers import AutoConfig
 
@@ -52,9 +60,10 @@ def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> t
     try:
         if local:
             _check_json(folder)
+            _check_release(folder)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except ImportError as error:  # EdgeTAM's config asks for timm
-        raise ImportError(f"{source} needs a package that is not installed: {' '.join(str(error).split())}") from error
+    except ImportError as error:  # EdgeTAM's config asks for timm, its family for a newer transformers
+        raise ImportError(f"{source} needs a package that is not here: {' '.join(str(error).split())}") from error
     except Exception as error:  # what a file holds in the place of a number or a list ends anywhere in transformers
         raise _load_error(source, local, error) from error
     family = FAMILIES.get(config.model_type)
@@ -66,13 +75,14 @@ def load_sam(name_or_path: str | Path, *, dtype: torch.dtype | None = None) -> t
             f"{', '.join(map(repr, FAMILIES))}, for example facebook/sam-vit-base).{advice}"
         )
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    family.check_release()
     try:
         model = family.load_model(source, config, **options)
     except (IncompleteCheckpointError, ImportError):
         raise
     except Exception as error:  # safetensors raises its own type on a damaged file
         raise _load_error(source, local, error) from error
-    return model, _load_processor(source, local, model)
+    return model, _load_processor(source, local, model, frame)
 
 
 def _check_source(source: str, folder: Path) -> None:
@@ -109,6 +119,13 @@ def _check_json(folder: Path) -> None:
             raise ValueError(f"{path} holds {shown(content)} and no fields.")
 
 
+def _check_release(folder: Path) -> None:
+    """Refuse a family that the installed transformers is too old for, which it would say in ways of its own."""
+    family = FAMILIES.get(str(read_json(folder / "config.json").get("model_type")))
+    if family is not None:
+        family.check_release()
+
+
 def _load_error(source: str, local: bool, error: Exception) -> OSError:
     why = str(error).rstrip(".")
     if local:
@@ -125,20 +142,50 @@ def _load_error(source: str, local: bool, error: Exception) -> OSError:
     )
 
 
-def _load_processor(source: str, local: bool, model: nn.Module) -> Any:
-    if local and not any((Path(source) / name).is_file() for name in _PROCESSOR_FILES):
+def _load_processor(source: str, local: bool, model: nn.Module, frame: ChosenFrame | None) -> Any:
+    family = family_of(model)
+    saved = None
+    if not local or any((Path(source) / name).is_file() for name in _PROCESSOR_FILES):
+        try:
+            saved = family.processor(source, model)
+        except Exception as error:
+            if local or not _absent_from_hub(source):
+                raise _load_error(source, local, ValueError(f"its processor: {error}")) from error
+    if frame is not None:
+        saved = choose_frame(model, frame, saved)
+    elif saved is None and isinstance(family.frame(model), Padded):
+        raise ValueError(
+            f"{source} has no preprocessor_config.json, so nothing says how images were brought to the "
+            f"{family.frame(model).size} pixels that this {family.model_class} takes, and a wrong guess ruins the "
+            f"masks. Say it with --frame (in Python frame=...): {CHOICES}. Checkpoints of facebook are padded."
+        )
+    elif saved is None:
         warnings.warn(
-            f"{source} has no preprocessor_config.json; using SAM's usual processor for "
-            f"{family_of(model).frame(model).size} pixels. Save the processor beside the model to fix what it does.",
+            f"{source} has no preprocessor_config.json; using the usual processor of a {family.model_class} for "
+            f"{family.frame(model).size} pixels. Save the processor beside the model to fix what it does.",
             stacklevel=3,
         )
-        return default_processor(model)
-    try:
-        processor = family_of(model).processor(source, model)
-    except Exception as error:
-        raise _load_error(source, local, ValueError(f"its processor: {error}")) from error
-    check_processor(model, processor)
-    return processor
+        saved = default_processor(model)
+    check_processor(model, saved)
+    return saved
+
+
+def _absent_from_hub(source: str) -> bool:
+    """Return whether a repository of the hub has no file of a processor, as far as can be told without a connection."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    for name in _PROCESSOR_FILES:
+        try:
+            hf_hub_download(source, name)
+        except LocalEntryNotFoundError:  # No answer from the hub, which is no answer to the question.
+            return False
+        except EntryNotFoundError:
+            continue
+        except OSError:
+            return False
+        return False
+    return True
 
 
 def default_processor(model: nn.Module) -> Any:

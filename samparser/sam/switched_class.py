@@ -49,9 +49,14 @@ def is_switched_here(module: nn.Module) -> bool:
     return id(module) in getattr(_here, "blocks", ())
 
 
-def plain_class(module: Any) -> type[Any]:
+def plain_class(module: Any) -> Any:
     """Return the class that a module has outside of every block."""
     return getattr(type(module), "plain_class", type(module))
+
+
+def full_name(some_class: type[Any]) -> str:
+    """Return the name of a class with that of its module: what tells transformers' classes without importing them."""
+    return f"{some_class.__module__}.{some_class.__qualname__}"
 
 
 def _count_here(classes: list[tuple[nn.Module, type[nn.Module]]], step: int) -> None:

@@ -57,6 +57,7 @@ class ScoreTable:
         rows: One row per instance; an (image, instance) pair may occur once.
         classes: Names of the class ids; an id without a name goes by its number.
         prompt: What each instance was prompted with, as a sentence to stand beside the definitions.
+        masks: Which of a model's masks were scored, as another one.
 
     Raises:
         ValueError: The same instance of the same image occurs twice.
@@ -70,9 +71,13 @@ class ScoreTable:
     """
 
     def __init__(
-        self, rows: Iterable[InstanceScore], classes: Mapping[int, str] | None = None, prompt: str | None = None
+        self,
+        rows: Iterable[InstanceScore],
+        classes: Mapping[int, str] | None = None,
+        prompt: str | None = None,
+        masks: str | None = None,
     ) -> None:
-        self.classes, self.prompt = dict(classes or {}), prompt
+        self.classes, self.prompt, self.masks = dict(classes or {}), prompt, masks
         self.rows = tuple(sorted(rows, key=_key))
         for before, after in zip(self.rows, self.rows[1:], strict=False):
             if _key(before) == _key(after):
@@ -117,11 +122,15 @@ class ScoreTable:
 
         Raises:
             ValueError: Two tables hold different counts for one instance, name a class differently, or were made with
-                different prompts.
+                different prompts or masks.
         """
-        prompts = {table.prompt for table in (self, *others)} - {None}
-        if len(prompts) > 1:
-            raise ValueError(f"The tables were made with different prompts, {sorted(map(str, prompts))}: no average.")
+        said = {}
+        for word in ("prompt", "masks"):
+            found = {getattr(table, word) for table in (self, *others)} - {None}
+            if len(found) > 1:
+                words = f"{word.removesuffix('s')}s"
+                raise ValueError(f"The tables were made with different {words}, {sorted(map(str, found))}: no average.")
+            said[word] = next(iter(found), None)
         rows: dict[tuple[str, str], InstanceScore] = {}
         classes: dict[int, str] = {}
         for table in (self, *others):
@@ -138,7 +147,7 @@ class ScoreTable:
                         f"Instance {row.instance} of {row.image} has different counts in two tables, {known} and "
                         f"{row}: they come from different models or data sets and have no common average."
                     )
-        return ScoreTable(rows.values(), dict(sorted(classes.items())), next(iter(prompts), None))
+        return ScoreTable(rows.values(), dict(sorted(classes.items())), **said)
 
     def summary(self) -> dict[str, Any]:
         """Return all averages as plain numbers from 0 to 1, under the names that `definitions` explains.
@@ -175,10 +184,10 @@ class ScoreTable:
         return result
 
     def definitions(self) -> dict[str, str]:
-        """Return what each average of `summary` means, in a sentence to print beside it, and the prompt if known."""
+        """Return what each average of `summary` means, in a sentence to print beside it; prompt and masks if known."""
         summary = self.summary()
-        prompt = {} if self.prompt is None else {"prompt": self.prompt}
-        return {name: text for name, text in DEFINITIONS.items() if name in summary} | prompt
+        known = {name: text for name, text in (("prompt", self.prompt), ("masks", self.masks)) if text is not None}
+        return {name: text for name, text in DEFINITIONS.items() if name in summary} | known
 
     def to_csv(self, path: str | Path) -> None:
         """Write one line per instance, sorted by image and instance; IoU and F1 from 0 to 1, empty if undefined."""

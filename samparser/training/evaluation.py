@@ -67,7 +67,8 @@ def evaluate(
         progress: Show a progress bar (on rank 0).
 
     Returns:
-        One row per instance; `str()` of the table prints all averages with their definitions and the prompt.
+        One row per instance; `str()` of the table prints all averages with their definitions, the prompt, and in
+        SAM 2, EdgeTAM and SAM 3 whose masks they are.
 
     Raises:
         OutOfMemoryError: The device's memory did not suffice; the message names the settings that need less.
@@ -102,7 +103,8 @@ def evaluate(
         model.train(was_training)
     if together:
         rows = gather_object(rows)
-    return ScoreTable(rows, classes=getattr(dataset, "classes", None), prompt=settings.described())
+    classes = getattr(dataset, "classes", None)
+    return ScoreTable(rows, classes=classes, prompt=settings.described(), masks=predictor.masks)
 
 
 def evaluate_baselines(

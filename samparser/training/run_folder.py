@@ -30,8 +30,8 @@ _FOLDERS = {
     "tensorboard": r"events\.out\.tfevents\..+",
 }
 _FILES = (
-    *("finished.json", "scores.json", "scores.csv", "scores_before.csv", "scores_also_before.csv", "scores_also.csv"),
-    *("forgetting.json", "log.jsonl", "environment.json"),
+    *("finished.json", "scores.json", "scores.csv", "scores_before.csv", "scores_before.json"),
+    *("scores_also_before.csv", "scores_also.csv", "forgetting.json", "log.jsonl", "environment.json"),
 )
 # What a run that was killed before its settings.json leaves.
 _UNFINISHED = re.compile(r"\.(environment|settings)\.[0-9a-f]{32}\.tmp\.json")
@@ -68,9 +68,10 @@ class RunFolder:
 
     `settings.json` what was asked, `environment.json` versions and commit, `log.jsonl` one row per logged step or
     evaluation, `checkpoints/` for resuming, `adapter/` the result, `scores.json` and `scores.csv` the final
-    evaluation, `scores_before.csv` the same of the model before its first step, `scores_also_before.csv` and
-    `scores_also.csv` both on another set and `forgetting.json` what was lost there, `figures/` PNGs, `finished.json`
-    the number of steps and the run times, written last. While a run goes, `.lock` says which process writes.
+    evaluation, `scores_before.json` and `scores_before.csv` the same of the model before its first step,
+    `scores_also_before.csv` and `scores_also.csv` both on another set and `forgetting.json` what was lost there,
+    `figures/` PNGs, `finished.json` the number of steps and the run times, written last. While a run goes, `.lock` says
+    which process writes.
     """
 
     path: Path

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from samparser._untrusted import read_json
 from samparser.scoring.table import ScoreTable
 
 from .run_folder import RunFolder, RunFolderError
@@ -39,6 +40,7 @@ class ScoreBefore(TrainerCallback):
         trainer = self.trainer
         table = trainer.score(trainer.eval_dataset, tuned=False)
         if state.is_world_process_zero:
+            table.to_json(self.folder.scores_before.with_suffix(".json"))
             table.to_csv(self.folder.scores_before)
         trainer.log({"before_miou": table.miou, "before_f1": table.f1})
 
@@ -47,7 +49,7 @@ def scores_before(folder: RunFolder) -> ScoreTable | None:
     """Return the table of the model before its first step, or None where a run did not make one.
 
     Raises:
-        RunFolderError: The file is damaged.
+        RunFolderError: A file of it is damaged.
     """
     return read_scores(folder.scores_before)
 
@@ -56,23 +58,35 @@ def read_scores(path: Path) -> ScoreTable | None:
     """Return a table of scores before tuning, or None where there is none.
 
     Raises:
-        RunFolderError: The file is damaged.
+        RunFolderError: A file of it is damaged.
     """
+    if not path.is_file():
+        return None
     try:
-        return ScoreTable.from_csv(path) if path.is_file() else None
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        table = ScoreTable.from_csv(path)
+        path = path.with_suffix(".json")
+        definitions = read_json(path)["definitions"] if path.is_file() else {}
+        table.prompt, table.masks = (definitions.get(word) for word in ("prompt", "masks"))
+        return table
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise RunFolderError(
             f"{path} is damaged ({type(error).__name__}: {error}). Delete it to go on without the scores before tuning."
         ) from error
 
 
 def verdict(before: ScoreTable, after: ScoreTable) -> str:
-    """Return both scores and their difference as text; if tuning made the masks worse, what to look at."""
+    """Return both scores and their difference as text; if tuning made the masks worse, what to look at.
+
+    Where the one is of other masks than the other, it says of which.
+    """
     lines = [f"{'':<22}{'mIoU %':>8}{'F1 %':>8}"]
     for title, table in (("before tuning", before), ("after tuning", after)):
         lines.append(f"{title:<22}{100 * table.miou:>8.2f}{100 * table.f1:>8.2f}")
     gain = after.miou - before.miou
     lines.append(f"{'difference':<22}{100 * gain:>+8.2f}{100 * (after.f1 - before.f1):>+8.2f}")
+    if before.masks != after.masks and before.masks is not None:
+        for title, table in (("before", before), ("after", after)):
+            lines += textwrap.wrap(f"masks {title}: {table.masks}", width=100, subsequent_indent="  ")
     if not math.isnan(gain) and gain < 0:
         lines += ["", *textwrap.wrap(ADVICE, width=100)]
     return "\n".join(lines)

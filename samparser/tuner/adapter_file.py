@@ -189,7 +189,7 @@ def _parts(config: SVDCoefficientConfig, layer: str) -> list[str]:
     coefficients = [f"{PREFIX}p" if config.parametrization == "absolute" else f"{PREFIX}d"]
     parts = bases if config.trainable in ("bases", "expansion") else coefficients + bases
     terms = None if config.expansion is None else chosen_terms(config, layer)
-    if terms is not None:
+    if terms is not None and terms.count:
         parts += [f"{PREFIX}c", *([f"{PREFIX}a", f"{PREFIX}b"] if terms.stored else [])]
     return parts
 

@@ -212,6 +212,9 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """
         out, fan_in = len(self.bases.u), self.bases.vh.shape[1]
         state, device = self.states[adapter_name], self.bases.u.device
+        state.expansion = expansion if self.bases.is_meta else expansion.to(device)
+        if not expansion.count:  # Bases of which no two can be paired: there is nothing to train.
+            return
         empty = torch.zeros(out, expansion.stored, dtype=dtype), torch.zeros(expansion.stored, fan_in, dtype=dtype)
         a, b = empty if chosen is None or chosen.a is None or chosen.b is None else (chosen.a, chosen.b)
         c = self.bases.p.new_zeros(expansion.count)
@@ -225,7 +228,6 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         if expansion.stored:
             self.svd_coefficient_a[adapter_name] = nn.Parameter(a.to(device), requires_grad=False)
             self.svd_coefficient_b[adapter_name] = nn.Parameter(b.to(device), requires_grad=False)
-        state.expansion = expansion if self.bases.is_meta else expansion.to(device)
         state.trained |= {"svd_coefficient_c"}
 
     def parameters_of_adapters(self) -> list[tuple[str, str, nn.Parameter]]:

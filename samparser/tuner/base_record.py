@@ -39,8 +39,7 @@ P0_TOLERANCE = 1e-5
 
 WAY_ON = (
     "read the adapter's configuration with SVDCoefficientConfig.from_pretrained, set its base_check to 'warn' and pass "
-    "it as config= to PeftModel.from_pretrained (samparser.methods.load_model: check_base=False; the command line: "
-    "--check_base false)"
+    "it as config= to PeftModel.from_pretrained (load_model: check_base=False; command line: --check_base false)"
 )
 
 _ROUNDINGS = (torch.float32, torch.float16, torch.bfloat16)

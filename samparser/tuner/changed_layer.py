@@ -119,7 +119,7 @@ class ChangedLayer(AdapterLayer):
                 change.beside.append(self.bases.with_coefficients(-state.origin * scale))
             else:
                 change.beside.append(Factors(u, moved * scale, vh))
-        if state.expansion is not None:
+        if name in self.svd_coefficient_c:
             self._add_expansion(change, name, scale, spread)
 
     def _add_expansion(

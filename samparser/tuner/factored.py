@@ -92,6 +92,8 @@ def _left(inside: Inside) -> Tensor:
     if inside.c is None or inside.rows is None or inside.columns is None:
         return left
     pairs = inside.u[:, inside.rows] * inside.c[..., None, :]
+    if pairs.ndim > left.ndim:  # Numbers for each sample in the pairs alone.
+        left = left.expand(len(pairs), *left.shape)
     return left.index_add(-1, inside.columns, pairs.to(left.dtype))
 
 

@@ -23,7 +23,7 @@ from .defaults import MODEL_TYPES, NECK, default_targets
 from .factors import free_coefficients
 from .layer import BASE, Conv2d, ConvTranspose2d, Linear, SVDCoefficientLayer
 from .targets import UnsupportedModuleError, refuse_offloaded, resolve_targets, unsupported_reason
-from .training_loop import warn_of_running_statistics
+from .training_loop import warn_of_running_statistics, warn_of_shared_weights
 from .weighted_adapter import check_sum, config_of_sum, fill_sum
 
 
@@ -49,11 +49,13 @@ class SVDCoefficientModel(BaseTuner):
         """
         self._planned: dict[str, Match] = {}
         try:
-            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            with _ordinary_tensors():
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
         finally:
             self._planned = {}
         self.peft_config[adapter_name]._source = None
         self._warn_of_tied_coefficients(adapter_name)
+        warn_of_shared_weights(model, adapter_name)
 
     def _get_module_names_tied_with_embedding(self) -> list[str]:
         """Find what PEFT would have to keep tied; nothing in models that cannot say what their embeddings are."""
@@ -361,3 +363,13 @@ def _fan_in_fan_out(config: SVDCoefficientConfig, base: nn.Module) -> bool:
 def _without_compile_prefix(name: str) -> str:
     """A module's name without what torch.compile puts into it."""
     return name.replace(COMPILED, "")
+
+
+@contextmanager
+def _ordinary_tensors() -> Iterator[None]:
+    """Leave `torch.inference_mode`, whose tensors can never be trained."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield

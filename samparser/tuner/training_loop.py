@@ -199,5 +199,32 @@ def _drifting(module: nn.Module, name: str = "") -> Iterator[str]:
         yield from _drifting(below, f"{name}.{child}" if name else child)
 
 
+def warn_of_shared_weights(model: nn.Module, adapter_name: str) -> None:
+    """Warn of adapted layers whose weight another module uses as well.
+
+    Coefficients act in the adapted layer alone; merging changes the weight for all that use it.
+    """
+    users: dict[int, dict[int, str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        parent = model.get_submodule(name.rpartition(".")[0]) if name else None
+        # A layer that stands in several places is adapted in all of them.
+        user, shown = (parent, parent.layer_name) if isinstance(parent, SVDCoefficientLayer) else (module, name)
+        for weight in module.parameters(recurse=False):
+            users.setdefault(id(weight), {}).setdefault(id(user), shown)
+    shared = []
+    for layer in (module for module in model.modules() if isinstance(module, SVDCoefficientLayer)):
+        others = [name for user, name in users.get(id(layer.base_layer.weight), {}).items() if user != id(layer)]
+        if others and adapter_name in layer.states:
+            shared.append(f"{layer.layer_name} (with {_shown(others)})")
+    if shared:
+        warnings.warn(
+            f"Adapted layers share their weight with other modules: {_shown(shared)}. The coefficients act in the "
+            "adapted layer alone, but merging changes the weight for all of them, so that the merged model gives other "
+            "outputs than the adapter. Before adapting, give each module a weight of its own: "
+            "module.weight = nn.Parameter(module.weight.detach().clone()).",
+            stacklevel=2,
+        )
+
+
 def _shown(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

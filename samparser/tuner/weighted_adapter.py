@@ -145,7 +145,7 @@ def _fill_terms(layer: ChangedLayer, adapters: Sequence[str], weights: Sequence[
     pairs, others, a, b = [], [], [], []
     for name, weight in zip(adapters, weights, strict=True):
         expansion = layer.states[name].expansion if name in layer.states else None
-        if expansion is None:
+        if expansion is None or not expansion.count:
             continue
         c = layer.svd_coefficient_c[name] * (weight * layer.scaling[name] * expansion.scale)
         pairs.append(c[: len(expansion.rows)])

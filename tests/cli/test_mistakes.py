@@ -307,7 +307,7 @@ def test_another_base_is_refused_by_every_command_unless_asked_for(
     for command in commands_on(adapter, toy_coco, tmp_path, "--base", other):
         message = failing(*command)
         assert "does not fit this base model" in message
-        assert "the command line: --check_base false" in message
+        assert "command line: --check_base false" in message
         with pytest.warns(UserWarning, match="this base weight is not the one the adapter was trained on"):
             assert main([str(word) for word in (*command, "--check_base", "false")]) == 0
     with pytest.warns(UserWarning, match="this base weight is not the one the adapter was trained on"):

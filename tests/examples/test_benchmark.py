@@ -10,7 +10,7 @@ def benchmark(monkeypatch):
 
 
 def test_the_benchmark_compares_layers_steps_and_adapters(benchmark, tmp_path, capsys):
-    parts = ("layers", "transposed", "steps", "many")
+    parts = ("families", "layers", "transposed", "steps", "lean", "many")
     benchmark("--rounds", 1, "--step_rounds", 1, "--only", *parts, "--output", tmp_path / "out.md")
     printed = capsys.readouterr().out
     assert (tmp_path / "out.md").read_text() == printed
@@ -20,6 +20,8 @@ def test_the_benchmark_compares_layers_steps_and_adapters(benchmark, tmp_path, c
         "| conv1 48->16, 1x1 |",
         "| smaller: 6->3, 8x8 |",
         "| samparser + decoder |",
+        "| sam-vit-base | 482.82 | 3.22 | 1.81 | 1.81 | 1/97 | 12.1, 1/41 | 6.3 MB |",
+        "| tiny | 10 |",
         "| LoRA r=4 on qkv + decoder |",
         "| 2 |",
         "| 3 |",
@@ -35,7 +37,7 @@ def test_the_benchmark_draws_the_figure_of_scale(benchmark, tmp_path, capsys):
 
 
 def test_a_part_that_does_not_exist_is_named(benchmark):
-    with pytest.raises(ValueError, match=r"no part fast; there are layers, transposed, evaluation, mixed, steps"):
+    with pytest.raises(ValueError, match=r"no part fast; there are families, layers, transposed, evaluation, mixed"):
         benchmark("--only", "fast")
 
 

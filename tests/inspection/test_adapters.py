@@ -1,5 +1,7 @@
 """Several adapters on one base model, each under a name of its own."""
 
+import json
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -7,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from samparser import SVDCoefficientConfig
 from samparser.inspection import adapter_names, open_adapters
-from samparser.methods import load_model, save_trained
+from samparser.methods import build, load_model, save_trained
 from samparser.tuner import coefficients
 from tests.conftest import make_tiny_sam
 
@@ -71,3 +73,13 @@ def test_a_file_that_was_changed_is_refused_or_taken_on_purpose(folders):
     layer = "vision_encoder.neck.conv1"
     name = next(name for name in tensors if name.endswith("neck.conv1.svd_coefficient_p"))
     torch.testing.assert_close(coefficients(model, "pairs")[layer][1], tensors[name], rtol=0, atol=1e-6)
+
+
+def test_adapters_that_were_trained_in_different_frames_are_refused(tmp_path):
+    for name, frame in {"padded": None, "stretched": "squashed"}.items():
+        model = build("samparser-coefficients", make_tiny_sam())
+        save_trained(model, tmp_path / name)
+        path = tmp_path / name / "method.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "frame": frame}))
+    with pytest.raises(ValueError, match=r"padded was trained with frame None and .*stretched with 'squashed'"):
+        open_adapters([tmp_path / "padded", tmp_path / "stretched"])

@@ -55,3 +55,10 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "out" / "made").write_text("")
     with pytest.raises(ValueError, match="would replace"):
         InspectionFolder(tmp_path / "out").check([], ["made"])
+
+
+def test_two_at_once_do_not_write_into_one_folder(tmp_path):
+    with InspectionFolder(tmp_path / "out").writing():
+        with pytest.raises(BlockingIOError, match="is being written by"), InspectionFolder(tmp_path / "out").writing():
+            pass
+    assert list((tmp_path / "out").iterdir()) == []

@@ -1,13 +1,14 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import huggingface_hub.constants
 import pytest
 import torch
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import SamModel, SamProcessor
+from transformers import AutoConfig, SamModel, SamProcessor
 
 from samparser.cli import main
 from samparser.methods import build, describe, load_model, load_trained, loading, merged, save_trained
@@ -180,7 +181,7 @@ def test_only_a_trained_part_is_fetched_and_no_pickle(trained, tmp_path, monkeyp
 def test_a_whole_model_on_the_hub_is_loaded_as_one(tmp_path, monkeypatch, tiny_sam_folder):
     (tmp_path / "empty").mkdir()  # what is left of a model's repository after the patterns of a trained part
     monkeypatch.setattr(loading, "snapshot_download", lambda *_, **__: str(tmp_path / "empty"))
-    monkeypatch.setattr(loading, "load_sam", lambda name: ("model", name))
+    monkeypatch.setattr(loading, "load_sam", lambda name, frame: ("model", name))
     assert load_model("someone/sam-base") == ("model", "someone/sam-base")
     with pytest.raises(ValueError, match="someone/sam-base is a whole model, so base='x' has no use"):
         load_model("someone/sam-base", base="x")
@@ -195,6 +196,38 @@ def test_a_name_that_the_hub_does_not_know_is_explained(monkeypatch, capsys, toy
         load_model("someone/sam-cels")
     assert main(["evaluate", "someone/sam-cels", "--data", str(toy_coco)]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "predict", "merge", "compare"])
+def test_a_gated_checkpoint_ends_every_verb_in_one_message(verb, monkeypatch, capsys, toy_coco, tmp_path):
+    def refused(*_, **__):
+        error = GatedRepoError.__new__(GatedRepoError, "403")
+        error.response = SimpleNamespace(status_code=403)
+        raise error
+
+    monkeypatch.setattr(loading, "snapshot_download", refused)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", refused)
+    source = {"name": "toy", "folder": "toy-coco", "source": "tests", "files": ["train/*.png"]}
+    content = {"name": "x", "title": "X", "model": "facebook/sam3", "methods": [{"method": "decoder"}]}
+    for name, data in (("x", [source]), ("counted", [])):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**content, "data": data}))
+    output = ["--output", str(tmp_path / "out")]
+    commands = {
+        "train": [["--model", "facebook/sam3", "--data", str(toy_coco), "--output_dir", str(tmp_path / "out")]],
+        "evaluate": [["facebook/sam3", "--data", str(toy_coco)]],
+        "predict": [["facebook/sam3", str(toy_coco / "val"), "--grid", "2", *output]],
+        "merge": [["facebook/sam3", *output[1:]]],
+        "compare": [
+            [str(tmp_path / "x.json"), "--data_root", str(toy_coco.parent), *output],
+            [str(tmp_path / "counted.json"), *output],
+        ],
+    }
+    for words in commands[verb]:
+        assert main([verb, *words]) == 2
+        said = capsys.readouterr().err
+        assert "facebook/sam3 may not be fetched with this login" in said
+        assert said.count("hf auth login") == 1
+        assert "Traceback" not in said
 
 
 def test_offline_the_way_out_is_named(hub):

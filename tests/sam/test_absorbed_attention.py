@@ -1,5 +1,8 @@
 """Attention with absorbed projections against transformers' own, and the rule that chooses between them."""
 
+import copy
+import importlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,7 +30,7 @@ def attention_pair(hidden=HIDDEN, heads=HEADS, implementation="eager"):
 
 
 def absorbing(layer):
-    return switched([(layer, absorbed_attention_class())])
+    return switched([(layer, absorbed_attention_class(SamAttention))])
 
 
 def results(layer, query, key, value, **options):
@@ -115,3 +118,28 @@ def test_only_plain_attention_is_recognised():
     assert not is_plain_attention(plain.q_proj)
     plain.v_proj = torch.nn.Sequential(plain.v_proj)
     assert not is_plain_attention(plain)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("sam_hq", "SamHQ"), ("sam2", "Sam2"), ("edgetam", "EdgeTam"), ("sam3_tracker", "Sam3Tracker")],
+)
+@pytest.mark.parametrize("lengths", [(2, 40), (40, 2)])
+def test_the_attention_of_every_family_absorbs_alike(family, name, lengths):
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    config = getattr(module, f"{name}MaskDecoderConfig")(hidden_size=HIDDEN, num_attention_heads=HEADS)
+    config._attn_implementation = "sdpa"
+    torch.manual_seed(0)
+    plain = getattr(module, f"{name}Attention")(config).double()
+    for parameter in plain.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    lean = copy.deepcopy(plain)
+    assert is_plain_attention(plain)
+    query, key = (torch.randn(2, 3, length, HIDDEN, dtype=torch.float64) for length in lengths)
+    expected = results(plain, query, key, key)
+    with switched([(lean, absorbed_attention_class(type(lean)))]), FlopCounterMode(display=False) as counter:
+        output, _, inputs, parameters = results(lean, query, key, key)
+    torch.testing.assert_close((output, inputs, parameters), (expected[0], *expected[2:]), rtol=1e-9, atol=1e-9)
+    with FlopCounterMode(display=False) as usual:
+        results(plain, query, key, key)
+    assert counter.get_total_flops() != usual.get_total_flops()

@@ -22,7 +22,7 @@ def test_a_gated_checkpoint_ends_in_one_message(monkeypatch, kind, status):
         raise OSError("You are trying to access a gated repo.") from hub_error(kind, status)
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fetch)
-    with pytest.raises(OSError, match=rf"facebook/sam3 may not be fetched .*{status}.*Ask for access.*hf auth login"):
+    with pytest.raises(OSError, match=rf"facebook/sam3 may not be fetched .*{status}.*ask for access.*hf auth login"):
         load_sam("facebook/sam3")
 
 

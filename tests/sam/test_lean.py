@@ -13,7 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import samparser
+from samparser.sam import family_of
 from samparser.sam.lean import lean_decoder
+from tests.sam.tiny import TINY, make_tiny
 
 BOXES = [[[4.0, 6.0, 40.0, 30.0], [10.0, 2.0, 20.0, 60.0]], [[1.0, 1.0, 9.0, 9.0], [30.0, 30.0, 60.0, 50.0]]]
 
@@ -50,6 +52,60 @@ def test_masks_under_autocast_are_as_near_as_half_precision_allows(tiny_sam):
     with lean_decoder(tiny_sam):
         lean, _, _ = masks_and_gradients(tiny_sam, multimask_output=False, dtype=torch.bfloat16)
     torch.testing.assert_close(lean, masks, rtol=0.05, atol=0.02 * float(masks.abs().max()))
+
+
+SAM_2 = ["BlockMaskDecoder", "_BlockConvTranspose", "_BlockConvTranspose", "_ChannelsLastGELU"]
+UPSCALINGS = {
+    "sam": SAM_2,
+    "sam_hq": ["_BlockConvTranspose", "_OrderedConvTranspose"] * 3 + ["_ChannelsLastGELU"],
+    **dict.fromkeys(("sam2", "edgetam", "sam3_tracker"), SAM_2),
+}
+
+
+def family_masks_and_gradients(model, prompts, multimask):
+    family = family_of(model)
+    size = family.frame(model).size
+    features = family.encode(model, torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)))
+    model.zero_grad()
+    masks, scores = family.decode(model, family.embed(model, features), prompts, multimask)
+    weights = torch.randn(masks.shape, generator=torch.Generator().manual_seed(1))
+    ((masks * weights).mean() + scores.sum()).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return masks.detach(), scores.detach(), gradients
+
+
+@pytest.mark.parametrize("model_type", TINY)
+@pytest.mark.parametrize("multimask", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_masks_and_gradients_of_every_family_are_those_of_its_plain_decoder(model_type, multimask, training):
+    model = make_tiny(model_type).train(training)
+    prompts = {"input_boxes": torch.tensor(BOXES)}
+    masks, scores, gradients = family_masks_and_gradients(model, prompts, multimask)
+    classes = [type(module) for module in model.modules()]
+    with lean_decoder(model):
+        changed = changed_classes(model, classes)
+        lean_masks, lean_scores, lean_gradients = family_masks_and_gradients(model, prompts, multimask)
+    assert changed == sorted(["AbsorbedAttention"] * 7 + UPSCALINGS[model_type])
+    assert changed_classes(model, classes) == []
+    assert masks.std() > 0.01
+    torch.testing.assert_close(lean_masks, masks, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(lean_scores, scores, rtol=1e-4, atol=1e-5)
+    assert set(lean_gradients) == set(gradients)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(lean_gradients[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_maps_of_the_neck_may_be_given_by_place():
+    model = make_tiny("sam2").requires_grad_(False)
+    decoder = model.mask_decoder
+    parts = [torch.randn(1, 32, 4, 4), torch.randn(1, 32, 4, 4), torch.randn(1, 2, 3, 32), torch.randn(1, 32, 4, 4)]
+    maps = [torch.randn(1, 4, 16, 16), torch.randn(1, 8, 8, 8)]
+    plain = decoder(*parts, True, maps)[0]
+    with lean_decoder(model):
+        torch.testing.assert_close(decoder(*parts, True, maps)[0], plain, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            decoder(*parts, multimask_output=True, high_resolution_features=maps)[0], plain, rtol=1e-4, atol=1e-5
+        )
 
 
 def changed_classes(model, classes):

@@ -5,7 +5,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -28,18 +27,6 @@ def test_a_saved_checkpoint_loads_bit_for_bit_in_eval_mode(tiny_sam, tiny_sam_fo
 def test_the_type_of_the_weights_can_be_chosen(tiny_sam_folder):
     model, _ = load_sam(str(tiny_sam_folder), dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-
-
-def test_a_folder_without_processor_gets_the_usual_one_with_a_warning(tiny_sam_folder, tmp_path, tiny_processor):
-    shutil.copytree(tiny_sam_folder, tmp_path / "sam")
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        (tmp_path / "sam" / name).unlink(missing_ok=True)
-    with pytest.warns(UserWarning, match=r"sam has no preprocessor_config\.json; using SAM's usual processor for 64"):
-        _, processor = load_sam(tmp_path / "sam")
-    image = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
-    ours, saved = (each(image, return_tensors="pt") for each in (processor, tiny_processor))
-    assert ours.keys() == saved.keys()
-    assert all(torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(saved[key])) for key in saved)
 
 
 def test_the_usual_processor_is_that_of_the_published_checkpoints():

@@ -229,6 +229,16 @@ def test_the_prompt_stands_beside_the_definitions_and_tables_of_two_prompts_are_
         tight.merge(loose)
 
 
+def test_whose_masks_were_scored_stands_there_too_and_two_kinds_are_not_merged(tmp_path):
+    released, tuned = ScoreTable([row()], prompt="A box.", masks="Released."), ScoreTable([row("b")], masks="Tuned.")
+    released.to_json(tmp_path / "scores.json")
+    assert json.loads((tmp_path / "scores.json").read_text())["definitions"]["masks"] == "Released."
+    assert str(released).endswith("\nprompt: A box.\nmasks: Released.")
+    assert released.merge(ScoreTable([row("b")])).masks == "Released."
+    with pytest.raises(ValueError, match=r"different masks, \['Released.', 'Tuned.'\]"):
+        released.merge(tuned)
+
+
 def test_an_empty_table_has_undefined_scores_and_still_prints_and_saves(tmp_path):
     table = ScoreTable([])
     assert math.isnan(table.miou)

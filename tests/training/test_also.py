@@ -9,6 +9,8 @@ from samparser import SVDCoefficientConfig
 from samparser.cli import main
 from samparser.data import DataSettings, open_dataset
 from samparser.features.cache import FeatureCache
+from samparser.methods import build
+from samparser.sam import default_processor
 from samparser.scoring.table import InstanceScore, ScoreTable
 from samparser.training import (
     AlsoSettings,
@@ -24,6 +26,7 @@ from samparser.training import (
 from samparser.training.also import forgetting_of, tight
 
 from ..conftest import make_tiny_sam, write_toy_coco
+from ..sam.tiny import make_tiny
 from .conftest import PROMPTS, adapter_tensors
 
 
@@ -122,6 +125,20 @@ def test_a_run_scores_the_other_set_with_tight_boxes_before_and_after(run_also, 
     card = (folder.adapter / "README.md").read_text("utf-8")
     assert f"### Forgetting\n\n{result.forgetting}" in card
     assert "on base-set (val), " in card
+
+
+def test_an_untuned_model_is_scored_as_it_was_released(toy_sets, other, tmp_path):
+    # SAM 2 puts another head's mask in place of an unstable one, unless that head is trained.
+    base = make_tiny("sam2")
+    processor = default_processor(base)
+    released, trained_head = (evaluate(base, processor, other, tuned=tuned, progress=False) for tuned in (False, True))
+    assert released != trained_head
+    model = build("decoder", make_tiny("sam2"))
+    settings = TrainSettings(output_dir=str(tmp_path / "run"), max_steps=1, learning_rate=1e-9, report_to="none")
+    result = train(model, processor, toy_sets[0], None, settings, prompts=PROMPTS, also=other, figures=False)
+    assert result.forgetting.before == released
+    # At this rate nothing changed but the head.
+    assert result.also.miou == pytest.approx(trained_head.miou, abs=1e-3)
 
 
 def test_the_other_set_changes_nothing_of_the_training(run_also):

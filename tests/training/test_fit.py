@@ -63,6 +63,7 @@ def test_a_run_folder_holds_everything_that_the_docs_name(run_tiny):
         "scores.json",
         "scores.csv",
         "scores_before.csv",
+        "scores_before.json",
         "finished.json",
         "figures",
         "tensorboard",
@@ -342,6 +343,18 @@ def test_a_damaged_table_of_the_scores_before_is_named_before_the_run_goes_on(ru
     result.folder.scores_before.write_text("image,instance\n")
     with pytest.raises(RunFolderError, match=r"scores_before\.csv is damaged .*Delete it to go on without"):
         run_tiny(with_eval=True, max_steps=2, resume=True)
+
+
+def test_a_damaged_account_of_the_scores_before_is_named_too_and_a_missing_one_is_none(run_tiny):
+    result, _ = run_tiny(with_eval=True, max_steps=2)
+    about = result.folder.scores_before.with_suffix(".json")
+    assert result.before.prompt == "The tight box of each instance."
+    about.write_text("[1]")
+    with pytest.raises(RunFolderError, match=r"scores_before\.json is damaged .*Delete it to go on without"):
+        run_tiny(with_eval=True, max_steps=2, resume=True)
+    about.unlink()
+    again, _ = run_tiny(with_eval=True, max_steps=2, resume=True)
+    assert again.before == result.before
 
 
 def test_the_cache_the_data_and_the_model_are_never_inside_what_is_overwritten(run_tiny, toy_coco, tmp_path):

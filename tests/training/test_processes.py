@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from samparser.cli import main
 from samparser.training import RunFolder
 
+from ..conftest import write_toy_coco
+
 # Both tests want the machine's cores for themselves.
 pytestmark = pytest.mark.xdist_group("processes")
 
@@ -65,6 +67,7 @@ def test_two_processes_with_one_image_each_take_the_steps_of_one_process_with_tw
     one, two = tmp_path / "one", tmp_path / "two"
     # Adam divides by the gradient's size, which blows rounding up where a gradient is close to zero: small steps.
     more = ("--num_train_epochs", "2", "--eval_split", "val", "--learning_rate", "1e-4", "--coefficient_lr", "1e-3")
+    more += ("--also", str(write_toy_coco(tmp_path / "other", images=3, seed=5)))
     config = Path(__file__).parents[2] / "examples" / "launch" / "two_cpu_processes.yaml"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "-m"]
     done = subprocess.run(
@@ -87,7 +90,11 @@ def test_two_processes_with_one_image_each_take_the_steps_of_one_process_with_tw
     scores = [(folder / "scores.csv").read_text().splitlines() for folder in (one, two)]
     assert len(scores[0]) == len(scores[1]) == 1 + 18
     # The base model is scored to the bit alike, however many processes share the work.
-    assert (one / "scores_before.csv").read_bytes() == (two / "scores_before.csv").read_bytes()
+    for name in ("scores_before.csv", "scores_also_before.csv"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    lost = [json.loads((folder / "forgetting.json").read_text())["points_lost"] for folder in (one, two)]
+    assert lost[0] == pytest.approx(lost[1], abs=0.5)
+    assert done.stdout.count("Forgetting: on other (val), ") == 1
 
 
 def test_two_processes_score_to_the_bit_as_one_and_print_once(tiny_sam_folder, toy_coco, tmp_path):

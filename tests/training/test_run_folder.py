@@ -79,7 +79,7 @@ def write_run(folder):
         *("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "adapter/README.md"),
         *("figures/curves.png", "figures/spectra.png", "figures/best-median-worst.png"),
         *("tensorboard/events.out.tfevents.1.host.2", "scores.json", "scores.csv", "scores_before.csv"),
-        *("finished.json", "log.jsonl"),
+        *("scores_before.json", "finished.json", "log.jsonl"),
     ]
     for name in names:
         (folder.path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -152,7 +152,7 @@ def test_another_weight_is_refused_with_layer_figures_tolerance_and_the_way_on(n
         f"the weight by about {match.weight_difference:.1e} of its norm",
         "(tolerance 1e-05)",
         "set its base_check to 'warn' and pass it as config= to PeftModel.from_pretrained",
-        "load_model: check_base=False; the command line: --check_base false)",
+        "load_model: check_base=False; command line: --check_base false)",
     ):
         assert part in match.message
     same_spectrum = name in ("negated", "channels permuted", "rotated")

@@ -141,10 +141,11 @@ def test_active_adapters_add_up_in_any_order_and_scale(kind, expansion):
     assert torch.equal(*outputs)
 
 
+@pytest.mark.parametrize("trainable", ["coefficients", "expansion"])
 @pytest.mark.parametrize("expansion", KINDS)
 @pytest.mark.parametrize("kind", INPUTS)
-def test_a_batch_of_mixed_adapters_equals_the_samples_by_themselves(kind, expansion):
-    model, x = expanded(kind, "a", "b", expansion=expansion), batch(kind)
+def test_a_batch_of_mixed_adapters_equals_the_samples_by_themselves(kind, expansion, trainable):
+    model, x = expanded(kind, "a", "b", expansion=expansion, trainable=trainable), batch(kind)
     model.add_adapter("plain", SVDCoefficientConfig(target_modules=TARGETS[kind]))
     model.set_adapter("plain")
     stir(model, "plain", seed=7)
@@ -264,11 +265,26 @@ def test_a_model_on_the_meta_device_takes_an_expanded_adapter(tmp_path):
     assert torch.equal(output(loaded, x), output(model, x))
 
 
+def test_adapters_of_pairs_alone_take_turns_in_a_batch():
+    torch.manual_seed(0)
+    model = wrap_expanded(nn.Linear(12, 5), "a", "b", expansion="pairs", expansion_rank=4, trainable="expansion")
+    layer, x = adapted(model), torch.randn(3, 12)
+    mixed = output(layer, x, adapter_names=["b", "__base__", "a"])
+    for i, name in enumerate(("b", None, "a")):
+        weight = layer.base_weight if name is None else layer.base_weight + layer.get_delta_weight(name)
+        torch.testing.assert_close(mixed[i], weight @ x[i] + layer.base_layer.bias, **CLOSE)
+    layer.takes_projection = True
+    z = x @ layer.bases.vh.T
+    torch.testing.assert_close(output(layer, z, adapter_names=["b", "__base__", "a"]), mixed, **CLOSE)
+
+
+@pytest.mark.parametrize("trainable", ["coefficients", "expansion"])
 @pytest.mark.parametrize("expansion", KINDS)
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_a_transposed_convolution_gives_each_sample_its_adapter_in_one_pass(expansion, channels_last):
+def test_a_transposed_convolution_gives_each_sample_its_adapter_in_one_pass(expansion, channels_last, trainable):
     torch.manual_seed(0)
-    model = wrap_expanded(nn.ConvTranspose2d(6, 4, 2, stride=2), "a", "b", expansion=expansion, expansion_rank=3)
+    choices = {"expansion": expansion, "expansion_rank": 3, "trainable": trainable}
+    model = wrap_expanded(nn.ConvTranspose2d(6, 4, 2, stride=2), "a", "b", **choices)
     layer, x = adapted(model), torch.randn(3, 6, 5, 4)
     x = x.to(memory_format=torch.channels_last) if channels_last else x
     mixed = output(layer, x, adapter_names=["b", "__base__", "a"])

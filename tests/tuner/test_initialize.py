@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import samparser
 from samparser import SVDCoefficientConfig, initialize_expansion
+from samparser.tuner import expansion_terms
 from tests.conftest import make_tiny_sam
 from tests.reference.expansion import best_pairs, projection_share
 from tests.tuner.expanded import KINDS, batches, initialize, stir, waiting
@@ -179,6 +180,29 @@ def test_a_frozen_adapter_that_gets_further_terms_stays_frozen(tmp_path):
     loaded = PeftModel.from_pretrained(make("MLP"), tmp_path)
     initialize_expansion(loaded, batches("MLP"), more=True, show=False)
     assert trained_names(loaded) == set()
+
+
+@pytest.mark.parametrize("trainable", ["coefficients", "expansion"])
+def test_a_layer_that_allows_no_pair_trains_no_number_for_them(trainable, tmp_path):
+    def make_plain():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 1))
+
+    choices = {"target_modules": ["0", "1"], "expansion": "pairs", "trainable": trainable}
+    model, x = get_peft_model(make_plain(), SVDCoefficientConfig(**choices)), torch.randn(4, 6)
+    report = initialize_expansion(model, [x, x + 1], lambda model, x: model(x).square().mean(), show=False)
+    assert [row.terms for row in report.layers] == [12, 0]
+    kinds = {"svd_coefficient_c", "svd_coefficient_p"} if trainable == "coefficients" else {"svd_coefficient_c"}
+    assert {name.split(".")[-2] for name in trained_names(model) if ".0." in name} == kinds
+    assert {name.split(".")[-2] for name in trained_names(model) if ".1." in name} == kinds - {"svd_coefficient_c"}
+    model.train()(x).square().mean().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    stir(model)
+    assert len(expansion_terms(model)) == 1
+    model.add_weighted_adapter(["default"], [2.0], "sum")
+    model.save_pretrained(tmp_path, selected_adapters=["default"])
+    loaded = PeftModel.from_pretrained(make_plain(), tmp_path)
+    assert torch.equal(output(loaded, x), output(model, x))
 
 
 def test_a_weight_of_zeros_has_a_unit_all_the_same():

@@ -13,6 +13,7 @@ from peft import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
+from peft.helpers import rescale_adapter_scale
 from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file
 from torch import nn
@@ -230,6 +231,14 @@ def test_hotswapping_is_refused_by_name(tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"Hotswapping only supports .* but SVD_COEFFICIENT was passed"):
         hotswap_adapter(model, tmp_path, adapter_name="default")
+
+
+def test_rescaling_is_refused_by_name():
+    with (
+        pytest.raises(ValueError, match="scaling is only supported for models with `LoraLayer`s"),
+        rescale_adapter_scale(with_adapters("MLP", "default"), 0.5),
+    ):
+        pass
 
 
 def test_one_configuration_serves_several_models():

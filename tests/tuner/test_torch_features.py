@@ -353,3 +353,22 @@ def test_requires_grad_of_the_base_is_left_to_the_user():
     assert weight.grad is not None
     nn.Module.requires_grad_(model, False)
     assert trained_names(model) == set()
+
+
+@pytest.mark.parametrize("kind", ["MLP", "ConvNet"])
+def test_what_is_wrapped_in_inference_mode_trains_as_what_is_wrapped_outside_of_it(kind):
+    x, losses = batch(kind), []
+    for inside in (True, False):
+        base = make(kind)
+        with torch.inference_mode(inside):
+            model = get_peft_model(base, SVDCoefficientConfig(target_modules=TARGETS[kind]))
+        model.train()
+        optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = model(x).square().sum()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert losses[:3] == losses[3:]
+    assert losses[0] > losses[2]

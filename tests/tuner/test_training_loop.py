@@ -1,4 +1,4 @@
-"""Warnings of what goes wrong quietly in training."""
+"""Warnings of what goes wrong quietly."""
 
 import copy
 import warnings
@@ -130,6 +130,64 @@ def test_layers_that_do_not_change_or_that_train_are_passed_over(options, choice
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model(torch.randn(5, 6))
+
+
+# Weights that layers share
+
+
+class Shared(nn.Module):
+    """Two layers that stand in two places each: one as one module, the other with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.left, self.right = nn.ModuleDict({"fc": nn.Linear(6, 6)}), nn.ModuleDict({"fc": nn.Linear(6, 6)})
+        self.again = nn.ModuleDict({"fc": self.left["fc"]})
+        self.tied = nn.Linear(6, 6)
+        self.tied.weight = self.right["fc"].weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.tied(self.right["fc"](self.again["fc"](self.left["fc"](x).tanh()).tanh()).tanh())
+
+
+@pytest.mark.parametrize(
+    ("target", "others"), [("left.fc", "left.fc (with again.fc)"), ("tied", "tied (with right.fc)")]
+)
+def test_a_weight_that_another_module_uses_is_named_since_merging_changes_both(target, others):
+    x = torch.randn(4, 6)
+    with pytest.warns(UserWarning, match="share their weight with other modules") as caught:
+        model = get_peft_model(Shared(), SVDCoefficientConfig(target_modules=[target], init_weights=False))
+    assert f": {others}. The coefficients" in str(caught[0].message)
+    tuned = output(model, x)
+    assert not torch.allclose(output(model.merge_and_unload(), x), tuned, atol=1e-4)
+
+
+def test_modules_with_weights_of_their_own_merge_to_the_same_outputs_as_the_warning_says():
+    x, base = torch.randn(4, 6), Shared()
+    base.tied.weight = nn.Parameter(base.tied.weight.detach().clone())
+    base.again["fc"] = copy.deepcopy(base.again["fc"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config = SVDCoefficientConfig(target_modules=["left.fc", "right.fc", "tied"], init_weights=False)
+        model = get_peft_model(base, config)
+    tuned = output(model, x)
+    torch.testing.assert_close(output(model.merge_and_unload(), x), tuned)
+
+
+def test_a_block_that_stands_in_two_places_is_adapted_in_both_without_a_warning():
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+    base, x = nn.Sequential(block, block), torch.randn(4, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = get_peft_model(base, SVDCoefficientConfig(target_modules=["0.0"], init_weights=False))
+    tuned = output(model, x)
+    torch.testing.assert_close(output(model.merge_and_unload(), x), tuned)
+
+
+def test_two_adapted_layers_with_one_weight_are_named_both():
+    with pytest.warns(UserWarning, match=r"right\.fc \(with tied\), tied \(with right\.fc\)\."):
+        get_peft_model(Shared(), SVDCoefficientConfig(target_modules=["right.fc", "tied"]))
 
 
 # Models that cannot say what their embeddings are

@@ -86,6 +86,7 @@ class Family(ABC):
             one of those of other heads; `single_mask` switches that off.
         pointwise_first: Full name of the convolution that takes the first of the features, channels last, where that is
             one of 1x1: products with its frozen basis can be kept in place of the features. None: there is no such one.
+        needs_transformers: First release of transformers that has the model, and reads its checkpoints as they are.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -97,6 +98,22 @@ class Family(ABC):
     checkpoints: ClassVar[Mapping[str, str]] = {}
     replaces_unstable_masks: ClassVar[bool] = False
     pointwise_first: ClassVar[str | None] = None
+    needs_transformers: ClassVar[str] = "5.6"
+
+    def check_release(self) -> None:
+        """Refuse a transformers that is too old for the family.
+
+        Raises:
+            ImportError: The message names the first release that will do.
+        """
+        import transformers
+        from packaging.version import Version
+
+        if Version(transformers.__version__) < Version(self.needs_transformers):
+            raise ImportError(
+                f"{self.model_class} needs transformers {self.needs_transformers} or newer; this is "
+                f'{transformers.__version__}: pip install "transformers>={self.needs_transformers}"'
+            )
 
     @abstractmethod
     def frame(self, model_or_config: Any) -> Frame:
@@ -201,6 +218,13 @@ class Family(ABC):
 
     def keep_single_mask(self, model: nn.Module) -> bool:
         """Make what `single_mask` does a model's own setting, in its config too, and return whether that changed it."""
+        return False
+
+    def replaces_unstable(self, model: nn.Module) -> bool:
+        """Return whether the model, as it is now, puts masks of other heads in the place of unstable ones in eval mode.
+
+        False inside `single_mask`, and for what `keep_single_mask` has been at.
+        """
         return False
 
     @abstractmethod

@@ -20,6 +20,8 @@ class EdgeTam(Sam2):
     model_class = "EdgeTamModel"
     coefficients: ClassVar = {"default": 592}
     checkpoints: ClassVar = {"yonigozlan/EdgeTAM-hf": "Apache-2.0"}
+    # Older ones ask the hub for the configuration of timm's model, whatever the checkpoint says.
+    needs_transformers = "5.20"
 
     def load_model(self, source: str | Path, config: Any, **kwargs: Any) -> nn.Module:
         """Load a checkpoint; see `Family.load_model`.

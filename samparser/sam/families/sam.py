@@ -10,6 +10,8 @@ from torch import nn
 
 from samparser.sam.frame import Frame, Padded
 from samparser.sam.quiet import quiet_transformers
+from samparser.sam.square_processor import SquareProcessor
+from samparser.sam.square_settings import is_square
 from samparser.sam.wrapped import plain_model
 
 from .attention import fused_attention
@@ -32,9 +34,14 @@ class Sam(Family):
         return Padded(config_of(model_or_config).vision_config.image_size)
 
     def processor(self, source: str | Path | None, model: nn.Module) -> Any:
-        """Return the saved processor, or one that pads and normalises as ImageNet does."""
+        """Return the saved processor, or one that pads and normalises as ImageNet does.
+
+        One that squashes is saved with models that were trained so.
+        """
         import transformers
 
+        if source is not None and is_square(source):
+            return SquareProcessor.from_pretrained(source)
         processor_class = getattr(transformers, self.processor_class)
         with quiet_transformers():
             if source is not None:

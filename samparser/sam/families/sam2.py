@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from samparser.sam.frame import Frame, Squashed
+from samparser.sam.position_encodings import without_position_encodings
 from samparser.sam.square_processor import IMAGENET_MEAN, IMAGENET_STD, SquareImageProcessor, SquareProcessor
 from samparser.sam.wrapped import plain_model
 
@@ -76,8 +77,9 @@ class Sam2(Family):
         The decoder's `conv_s0` and `conv_s1` run on the two finer ones, so all of them follow its training too.
         """
         plain: Any = plain_model(model)
-        decoder = plain.mask_decoder
-        maps = self._finest_first(plain, list(plain.vision_encoder.neck(self._entering(features))[0]))
+        decoder, neck = plain.mask_decoder, plain.vision_encoder.neck
+        with without_position_encodings(neck):
+            maps = self._finest_first(plain, list(neck(self._entering(features))[0]))
         maps[0] = decoder.conv_s0(maps[0])
         maps[1] = decoder.conv_s1(maps[1])
         # "No memory of earlier frames" goes to the last map, before the list is cut to what the decoder takes.
@@ -116,6 +118,10 @@ class Sam2(Family):
         for holder in holders:
             setattr(holder, _UNSTABLE, False)
         return changed
+
+    def replaces_unstable(self, model: nn.Module) -> bool:
+        """Return whether that is on in a decoder of the model."""
+        return any(getattr(decoder, _UNSTABLE) for decoder in _decoders(model))
 
     def upstream(self, model: nn.Module) -> dict[str, nn.Module | nn.Parameter]:
         """Return the backbone."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from peft import PeftModel, get_peft_model
 from torch import nn
 
@@ -70,7 +71,9 @@ def kept(features):
 
 
 def test_there_is_a_small_model_of_every_family():
-    assert {FAMILIES[model_type] for model_type in TINY} == set(FAMILIES.values())
+    here = Version(transformers.__version__)
+    loaded = {family for family in FAMILIES.values() if Version(family.needs_transformers) <= here}
+    assert {FAMILIES[model_type] for model_type in TINY} == loaded
     assert [make_tiny(model_type).config.model_type for model_type in TINY] == list(TINY)
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 
 from samparser.sam import FAMILIES, count_coefficients, neck_targets
@@ -21,6 +22,9 @@ SAM2_SIZES = {
 
 def meta_model(class_name, size):
     model_class = getattr(transformers, class_name)
+    family = FAMILIES.get(model_class.config_class.model_type)
+    if family is not None and Version(transformers.__version__) < Version(family.needs_transformers):
+        pytest.skip(f"{class_name} needs transformers {family.needs_transformers}")
     config = model_class.config_class()
     vision = config.vision_config
     if config.model_type in ("sam", "sam_hq"):

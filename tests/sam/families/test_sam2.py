@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from transformers import Sam2VideoConfig, Sam2VideoModel
+from transformers.models.sam2_video.configuration_sam2_video import Sam2VideoMaskDecoderConfig
 
 from samparser.sam import Squashed, family_of, load_sam, neck_targets
 from samparser.sam.families import Sam2
@@ -87,7 +88,10 @@ def test_a_checkpoint_for_videos_is_loaded_without_its_memory(model, pixels, tmp
         "memory_fuser_embed_dim": WIDTH,
         "memory_fuser_intermediate_dim": 48,
     }
-    video = Sam2VideoModel(Sam2VideoConfig(**sam2_parts(), **sizes))
+    # transformers 5.6 takes fields for those of a prompt encoder.
+    parts = sam2_parts()
+    parts["mask_decoder_config"] = Sam2VideoMaskDecoderConfig(**parts["mask_decoder_config"])
+    video = Sam2VideoModel(Sam2VideoConfig(**parts, **sizes))
     video.load_state_dict(model.state_dict(), strict=False)
     video.save_pretrained(tmp_path / "video")
     with pytest.warns(UserWarning, match="has no preprocessor_config.json"):
