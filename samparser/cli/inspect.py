@@ -37,7 +37,6 @@ from samparser.methods.folder import PEFT_CONFIG, PEFT_TENSORS
 from samparser.methods.loading import load_base_of
 from samparser.sam import load_sam
 from samparser.sam.frame_choice import chosen_frame
-from samparser.sam.wrapped import plain_model
 from samparser.training import EvalSettings
 from samparser.training.environment import versions
 
@@ -180,7 +179,7 @@ def run(arguments: Sequence[str]) -> int:
         settings = {name: asdict(part) for name, part in given.items()}
         results = folder.finish({**findings.plain(), "settings": settings, "versions": versions()})
     say(f"\nwritten: {', '.join(map(str, [*written, results]))}")
-    if (frame := chosen_frame(plain_model(model))) and (command.distil or command.weights):
+    if (frame := chosen_frame(model)) and (command.distil or command.weights):
         say(f"The base takes images as --frame {frame} says: give it again to open the adapters that were made here.")
     return 0
 

@@ -58,7 +58,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
 
 
 def test_two_at_once_do_not_write_into_one_folder(tmp_path):
-    with InspectionFolder(tmp_path / "out").writing():
-        with pytest.raises(BlockingIOError, match="is being written by"), InspectionFolder(tmp_path / "out").writing():
-            pass
+    first, second = InspectionFolder(tmp_path / "out"), InspectionFolder(tmp_path / "out")
+    with first.writing(), pytest.raises(BlockingIOError, match="is being written by"), second.writing():
+        pass
     assert list((tmp_path / "out").iterdir()) == []
