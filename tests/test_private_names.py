@@ -17,8 +17,6 @@ from torch import nn
 
 import samparser
 
-from .conftest import make_tiny_sam
-
 ROOT = Path(samparser.__file__).parent
 # Documented in spite of their underscore: namedtuples', and enumerations' (`_name_`, `_sort_order_` and so on are not).
 PUBLIC = {"_asdict", "_fields", "_replace", "_make"}
@@ -39,7 +37,6 @@ PEFT_TUNER = "peft.tuners.tuners_utils.BaseTuner"
 OVERRIDDEN = "the hook that PEFT gives to methods; all of PEFT's own override it"
 HOOKS = "the lean decoder must see whether somebody watches a module inside it; torch has no public list of hooks"
 ENUM = "PEFT takes only members of its PeftType enumeration, which Python has no public way to extend"
-ATTENTION = "absorbed attention computes between heads, as transformers' own attention splits and joins them"
 ARGPARSE = "argparse has no public list of options, nor a public way to lay out their help"
 
 PRIVATE = {
@@ -49,7 +46,7 @@ PRIVATE = {
     "_forward_hooks": Private("torch", "sam/lean.py", "a linear layer", HOOKS),
     "_forward_pre_hooks": Private("torch", "sam/lean.py", "a linear layer", HOOKS),
     "_conv_forward": Private(
-        "torch", "tuner/functional.py", "torch.nn.Conv2d", "a convolution with another kernel, padding modes included"
+        "torch", "tuner/factored.py", "torch.nn.Conv2d", "a convolution with another kernel, padding modes included"
     ),
     "_output_padding": Private(
         "torch", "tuner/transposed.py", "torch.nn.ConvTranspose2d", "the padding that a wanted output size asks for"
@@ -73,18 +70,6 @@ PRIVATE = {
     "_replace_module": Private("peft", "tuner/model.py", PEFT_TUNER, OVERRIDDEN),
     "_move_adapter_to_device_of_base_layer": Private(
         "peft", "tuner/layer.py", "peft.tuners.tuners_utils.BaseTunerLayer", "PEFT's also rounds the coefficients"
-    ),
-    "_recombine_heads": Private(
-        "transformers", "sam/absorbed_attention.py", "transformers.models.sam.modeling_sam.SamAttention", ATTENTION
-    ),
-    "_separate_heads": Private(
-        "transformers", "sam/absorbed_attention.py", "transformers.models.sam.modeling_sam.SamAttention", ATTENTION
-    ),
-    "_gradient_checkpointing_func": Private(
-        "transformers",
-        "methods/adapter.py",
-        "a checkpointed layer",
-        "an adapted layer checkpoints as the plain one",
     ),
     "_load_from_checkpoint": Private(
         "transformers", "training/fit.py", "transformers.Trainer", "loads weights of a checkpoint without training on"
@@ -112,7 +97,6 @@ BY_TEXT = ("getattr", "hasattr", "setattr", "delattr")
 # Names that stand in texts alone, so that no walk over the code tells them from our own words.
 IN_TEXTS = {
     "_fsdp_wrapped_module",
-    "_gradient_checkpointing_func",
     "_name_or_path",
     "_orig_mod",
     "_valid_processor_keys",
@@ -218,12 +202,6 @@ def offloaded_layer() -> nn.Module:
     return add_hook_to_module(nn.Linear(1, 1), ModelHook())
 
 
-def checkpointed_layer() -> nn.Module:
-    sam = make_tiny_sam()
-    sam.gradient_checkpointing_enable()
-    return sam.vision_encoder.layers[0]
-
-
 def names_of(words: Any) -> Any:
     """Something that has the words as attributes."""
     return argparse.Namespace(**dict.fromkeys(words))
@@ -246,7 +224,6 @@ MADE_BY_HAND = {
     "a tensor": lambda: torch.ones(1),
     "a compiled layer": lambda: torch.compile(nn.Linear(1, 1)),
     "an FSDP name": lambda: names_of([fsdp_prefix()]),
-    "a checkpointed layer": checkpointed_layer,
     "a saved configuration": lambda: names_of(saved_configuration()),
     "an offloaded layer": offloaded_layer,
     "argparse.ArgumentParser()": argparse.ArgumentParser,

@@ -11,7 +11,8 @@ from samparser._options import option
 from samparser._untrusted import parse_json
 from samparser._words import count
 from samparser.data import DataSettings
-from samparser.methods import build, describe, save_trained
+from samparser.methods import METHODS, build, describe, save_trained
+from samparser.methods.registry import get_method
 from samparser.prompts import PromptSettings
 from samparser.sam import load_sam
 from samparser.sam.frame_choice import ChosenFrame
@@ -31,6 +32,13 @@ class TrainCommand:
     method_options: str = option(
         'Options of the method as JSON, for instance \'{"parametrization": "relative"}\'.', "{}"
     )
+    expansion: str | None = option(
+        "Also train terms along frozen directions, chosen by one pass over training images: pairs of the layers' own "
+        "bases (a few hundred bytes), gradient directions, or random ones as a control. The share of the gradient that "
+        "the trained numbers see is printed before training.",
+        None,
+    )
+    expansion_rank: int | None = option("Terms for each layer; not given: 64 pairs, or 4 directions.", None)
     frame: ChosenFrame | None = option(FRAME, None)
     train_split: str = option("Split to train on.", "train")
     eval_split: str = option("Split to score on; 'none': do not score.", "val")
@@ -59,7 +67,7 @@ def run(arguments: Sequence[str]) -> int:
     """Train, score, and say where everything is."""
     command, data, prompts, settings, scoring, other = parser().parse(arguments)
     assert settings.output_dir is not None  # required
-    options = _method_options(command.method_options)
+    options = _method_options(command)
     base, processor = load_sam(command.model, frame=command.frame)
     train_set = open_split(data, command.train_split)
     eval_set = None if command.eval_split == "none" else open_split(data, command.eval_split)
@@ -110,11 +118,21 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _method_options(text: str) -> dict[str, Any]:
+def _method_options(command: TrainCommand) -> dict[str, Any]:
+    text = command.method_options
     try:
         options = parse_json(text)
     except ValueError as error:
         raise ValueError(f"--method_options is not JSON ({error}): {text[:80]!r}") from error
     if not isinstance(options, dict):
         raise ValueError(f'--method_options must be a JSON object such as {{"rank": 64}}; got {text}')
+    for name, given in (("expansion", command.expansion), ("expansion_rank", command.expansion_rank)):
+        if given is None:
+            continue
+        if name not in get_method(command.method).options:
+            able = ", ".join(method for method, known in METHODS.items() if name in known.options)
+            raise ValueError(f"Method {command.method!r} has no --{name}; these have it: {able}.")
+        if name in options:
+            raise ValueError(f"{name} is given twice, as --{name} and in --method_options.")
+        options[name] = given
     return options

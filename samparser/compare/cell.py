@@ -54,7 +54,6 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
     # A method that starts at random starts from the cell's seed.
     set_seed(settings.seed)
     model = workspace.tuned(row)
-    trained = describe(model)
     timing: dict[str, Any] = {"steps": 0, "seconds_per_step": None}
     if cell.kind == "once":
         sets = [(test_set, experiment.eval_settings(source, row))]
@@ -86,6 +85,7 @@ def run_cell(workspace: Workspace, cell: Cell, rates: Mapping[str, float]) -> di
         # Of a run that was stopped in between, only the last part was timed.
         whole = runtime is not None and not resume and result.steps > 0
         timing = {"steps": result.steps, "seconds_per_step": runtime / result.steps if whole else None}
+    trained = describe(model)
     return {
         "cell": {"data": cell.data, "row": cell.row, "kind": cell.kind, "number": cell.number},
         "settings": workspace.settings_of(cell, rates),

@@ -69,6 +69,7 @@ class DataSource(ScoredSource):
         metrics: Scores to report: `miou`, `f1`, and `dsc` for volumes.
         training: Fields of `TrainSettings` that differ from the experiment's for this set, `recipe` for instance.
         prompts: Fields of `PromptSettings` that differ for this set.
+        evaluation: Fields of `EvalSettings` that differ for this set, `eval_jitter` for instance.
         cache: Whether methods that train nothing before the neck may train from cached features. The disk need is 6.3
             MB an image for ViT-B: set it to false for sets of many thousand images.
     """
@@ -77,6 +78,7 @@ class DataSource(ScoredSource):
     metrics: list[str] = field(default_factory=lambda: ["miou", "f1"])
     training: dict[str, Any] = field(default_factory=dict)
     prompts: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
     cache: bool = True
 
 
@@ -215,7 +217,8 @@ class Experiment:
 
     def eval_settings(self, source: DataSource, row: MethodRow) -> EvalSettings:
         """Return how a cell is scored: with the kind of prompt that it trains with, unless another is named."""
-        return EvalSettings(**self.evaluation).resolved(self.prompt_settings(source, row))
+        chosen = EvalSettings(**{**self.evaluation, **source.evaluation})
+        return chosen.resolved(self.prompt_settings(source, row))
 
     def also_eval_settings(self) -> EvalSettings:
         """Return how the other set is scored: with tight boxes, whatever the rows train with."""

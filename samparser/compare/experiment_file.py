@@ -77,6 +77,7 @@ def _data(given: Any, where: str) -> DataSource:
             f"{where} trains on {source.train_split!r} and scores on {source.test_split!r}; these share images."
         )
     _check_settings(source, where)
+    check_fields(EvalSettings, source.evaluation, f"{where}.evaluation")
     return source
 
 
@@ -142,7 +143,7 @@ def _check(experiment: Experiment, where: str) -> None:
         for row in experiment.methods:
             with said_where(f"{where}: settings of {row.name} on {source.name}"):
                 experiment.train_settings(source, row)
-                experiment.prompt_settings(source, row)
+                experiment.eval_settings(source, row)
     if experiment.also is not None and not experiment.data:
         raise ExperimentError(f"{where}.also is scored with trained models, but {where}.data is empty: nothing trains.")
     _check_panels(experiment, f"{where}.panels")

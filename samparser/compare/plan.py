@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from samparser.methods import build
+from samparser.methods.registry import with_placeholders
 
 from .experiment import Experiment, MethodRow
 from .strict import ExperimentError
@@ -48,7 +49,7 @@ def applied_without_weights(row: MethodRow, base: nn.Module) -> nn.Module:
     with torch.device("meta"):
         empty = type(base)(base.config)
     try:
-        return build(row.method, empty, **row.options)
+        return with_placeholders(build(row.method, empty, **row.options))
     except Exception as error:
         raise ExperimentError(
             f"{row.name}: method {row.method!r} cannot be applied with the options {row.options}: {error}"

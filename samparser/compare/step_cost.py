@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from samparser.methods.registry import with_placeholders
 from samparser.sam.changes import frozen_before_neck
 from samparser.sam.families import family_of
 from samparser.training import TrainSettings
@@ -43,10 +44,10 @@ def measure_cost(workspace: Workspace, row: MethodRow) -> dict[str, Any]:
     experiment = workspace.experiment
     settings = experiment.train_settings(experiment.data[0], row)
     device = settings.device
-    step = _step(workspace.tuned(row).to(device), settings, device)
+    step = _step(_ready(workspace, row), settings, device)
     peak = _peak_of(step, device)
     reference = experiment.row(experiment.reference)
-    other = step if row == reference else _step(workspace.tuned(reference).to(device), settings, device)
+    other = step if row == reference else _step(_ready(workspace, reference), settings, device)
     step(), other()
     mine, theirs = [], []
     for _ in range(_ROUNDS):
@@ -64,6 +65,11 @@ def measure_cost(workspace: Workspace, row: MethodRow) -> dict[str, Any]:
     }
 
 
+def _ready(workspace: Workspace, row: MethodRow) -> nn.Module:
+    """Return the model of a row with as many numbers as it trains; the directions of an expansion cost all the same."""
+    return with_placeholders(workspace.tuned(row))
+
+
 def cost_settings(workspace: Workspace, row: MethodRow) -> dict[str, Any]:
     """Return what decides the cost of a row."""
     experiment: Experiment = workspace.experiment
@@ -77,6 +83,7 @@ def cost_settings(workspace: Workspace, row: MethodRow) -> dict[str, Any]:
 
 
 def _step(model: nn.Module, settings: TrainSettings, device: torch.device) -> Callable[[], object]:
+    model = model.to(device)
     size = family_of(model, "Measuring a step").frame(model).size
     generator = torch.Generator().manual_seed(0)
     corner, side = size / 4, size // 2

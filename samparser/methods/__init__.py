@@ -9,7 +9,7 @@ plain = merged(model)                     # a plain model of transformers, where
 from __future__ import annotations
 
 # isort: off
-from . import frozen_and_full, lora, adapter, coefficients  # noqa: F401 - each registers its methods, in METHODS' order
+from . import frozen_and_full, lora, adapter, coefficients, expanded  # noqa: F401 - each registers its methods, in METHODS' order
 
 # isort: on
 from .description import Description, describe

@@ -20,19 +20,24 @@ from .sam_parts import mask_decoder, skip_convolutions, transformer_linear_names
 )
 def samparser(
     model: nn.Module,
-    parametrization: str = "absolute",
+    parametrization: str = "relative",
     rank: int | None = None,
     save_basis: bool = False,
     transposed: bool = False,
+    top: float | None = None,
+    expansion: str | None = None,
+    expansion_rank: int | None = None,
 ) -> nn.Module:
     """Train what the paper trains: in SAM 512 coefficients of the neck and the mask decoder's 4,058,340 parameters.
 
-    `parametrization`, `rank` and `save_basis` as in `SVDCoefficientConfig`: how the coefficients are trained,
-    how many of the leading ones, and whether the bases are saved with them. `transposed`: in SAM 3 also train the 2,560
+    `parametrization` (the paper's is absolute), `rank`, `top` and `save_basis` as in `SVDCoefficientConfig`: how the
+    coefficients are trained, how many of the leading ones, and whether the bases are saved with them. `expansion`: also
+    train `expansion_rank` terms in each layer: pairs, gradient or random. `transposed`: in SAM 3 also train the 2,560
     coefficients of the neck's transposed convolutions, which make its finer levels, beside the 1,536 of the others.
     """
     targets = neck_targets(model) + (transposed_convolutions(model) if transposed else [])
-    return _tune(model, targets, True, parametrization=parametrization, rank=rank, save_basis=save_basis)
+    fields = {"parametrization": parametrization, "rank": rank, "save_basis": save_basis, "top": top}
+    return tune(model, targets, True, **fields, **terms_of(expansion, expansion_rank))
 
 
 @method(
@@ -42,11 +47,14 @@ def samparser(
 )
 def samparser_coefficients(
     model: nn.Module,
-    parametrization: str = "absolute",
+    parametrization: str = "relative",
     rank: int | None = None,
     save_basis: bool = False,
     transposed: bool = False,
     skips: bool = False,
+    top: float | None = None,
+    expansion: str | None = None,
+    expansion_rank: int | None = None,
 ) -> nn.Module:
     """Train the neck's coefficients, 512 in SAM, and leave the decoder frozen. Options as for `samparser`, and `skips`.
 
@@ -55,7 +63,8 @@ def samparser_coefficients(
     """
     targets = neck_targets(model) + (transposed_convolutions(model) if transposed else [])
     targets += skip_convolutions(model) if skips else []
-    return _tune(model, targets, False, parametrization=parametrization, rank=rank, save_basis=save_basis)
+    fields = {"parametrization": parametrization, "rank": rank, "save_basis": save_basis, "top": top}
+    return tune(model, targets, False, **fields, **terms_of(expansion, expansion_rank))
 
 
 @method(
@@ -65,7 +74,7 @@ def samparser_coefficients(
 )
 def samparser_decoder_coefficients(
     model: nn.Module,
-    parametrization: str = "absolute",
+    parametrization: str = "relative",
     rank: int | None = None,
     save_basis: bool = False,
     skips: bool = False,
@@ -78,7 +87,7 @@ def samparser_decoder_coefficients(
         f"mask_decoder.{name}" for name, module in mask_decoder(model).named_modules() if isinstance(module, nn.Linear)
     ]
     targets = neck_targets(model) + decoder + (skip_convolutions(model) if skips else [])
-    return _tune(model, targets, False, parametrization=parametrization, rank=rank, save_basis=save_basis)
+    return tune(model, targets, False, parametrization=parametrization, rank=rank, save_basis=save_basis)
 
 
 @method(
@@ -92,7 +101,7 @@ def bases(model: nn.Module, decoder: bool = True) -> nn.Module:
 
     `decoder`: also train the mask decoder.
     """
-    return _tune(model, neck_targets(model), decoder, trainable="bases")
+    return tune(model, neck_targets(model), decoder, trainable="bases")
 
 
 @method(
@@ -101,12 +110,12 @@ def bases(model: nn.Module, decoder: bool = True) -> nn.Module:
     trains_upstream=False,
     paper='"Bases" and "Coefficients" of Table 2',
 )
-def bases_and_coefficients(model: nn.Module, parametrization: str = "absolute", decoder: bool = True) -> nn.Module:
+def bases_and_coefficients(model: nn.Module, parametrization: str = "relative", decoder: bool = True) -> nn.Module:
     """Train U, V and p of the neck: 918,016 parameters in SAM ViT-B, more than the 786,432 weights they make up.
 
     `decoder`: also train the mask decoder.
     """
-    return _tune(model, neck_targets(model), decoder, trainable="both", parametrization=parametrization)
+    return tune(model, neck_targets(model), decoder, trainable="both", parametrization=parametrization)
 
 
 @method(
@@ -115,12 +124,12 @@ def bases_and_coefficients(model: nn.Module, parametrization: str = "absolute", 
     trains_upstream=True,
     paper='"Trans. la." of Table 1',
 )
-def transformer(model: nn.Module, parametrization: str = "absolute", decoder: bool = True) -> nn.Module:
+def transformer(model: nn.Module, parametrization: str = "relative", decoder: bool = True) -> nn.Module:
     """Train, in SAM ViT-B, 36,864 coefficients of 48 linear layers; splitting them takes about 40 s on one core.
 
     `decoder`: also train the mask decoder.
     """
-    return _tune(model, transformer_linear_names(model, "transformer"), decoder, parametrization=parametrization)
+    return tune(model, transformer_linear_names(model, "transformer"), decoder, parametrization=parametrization)
 
 
 @method(
@@ -129,13 +138,25 @@ def transformer(model: nn.Module, parametrization: str = "absolute", decoder: bo
     trains_upstream=True,
     paper='"Trans. la." and "Conv. la." of Table 1',
 )
-def transformer_and_neck(model: nn.Module, parametrization: str = "absolute", decoder: bool = True) -> nn.Module:
+def transformer_and_neck(model: nn.Module, parametrization: str = "relative", decoder: bool = True) -> nn.Module:
     """Train 37,376 coefficients in SAM ViT-B. `decoder`: also train the mask decoder."""
     targets = transformer_linear_names(model, "transformer+conv") + neck_targets(model)
-    return _tune(model, targets, decoder, parametrization=parametrization)
+    return tune(model, targets, decoder, parametrization=parametrization)
 
 
-def _tune(model: nn.Module, targets: list[str], decoder: bool, **fields: object) -> nn.Module:
+def terms_of(expansion: str | None, rank: int | None, **fields: object) -> dict[str, object]:
+    """Return the configuration of an expansion; nothing for none.
+
+    Raises:
+        ValueError: A rank is given, but no expansion.
+    """
+    if expansion is None and rank is not None:
+        raise ValueError(f"There is no expansion to have {rank} terms: give pairs, gradient or random as well.")
+    return {} if expansion is None else {"expansion": expansion, "expansion_rank": rank, **fields}
+
+
+def tune(model: nn.Module, targets: list[str], decoder: bool, **fields: object) -> nn.Module:
+    """Give a model an adapter on the layers of these names, and its mask decoder to train in full if wanted."""
     if decoder:
         mask_decoder(model)
     saved = ["mask_decoder"] if decoder else None

@@ -23,7 +23,7 @@ from samparser.sam.families import family_of, family_of_config
 
 from .description import describe
 from .factored import factored_form
-from .registry import build, get_method
+from .registry import build, get_method, with_placeholders
 
 _FLOPS_PER_MAC = 2
 
@@ -140,7 +140,7 @@ def method_cost(name: str, options: Mapping[str, Any] | None = None, config: Any
     """
     method = get_method(name)
     plain, _ = count_macs(meta_model(config).requires_grad_(False))
-    model = build(name, meta_model(config), **(options or {}))
+    model = with_placeholders(build(name, meta_model(config), **(options or {})))
     about = describe(model)
     layers = factored_form(model, meta_model(config))
     forward, step = count_macs(layers or model)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from samparser.sam.families import family_of
+from samparser.tuner import awaited_terms
 
-from .registry import applied_method
+from .registry import applied_method, with_placeholders
 from .saving import trained_tensors
 
 _SAFETENSORS_DTYPES = {
@@ -46,7 +49,13 @@ class Description:
 
 
 def describe(model: nn.Module) -> Description:
-    """Describe a model from `build` or `load_trained`, or any PeftModel; works on the meta device too."""
+    """Describe a model from `build` or `load_trained`, or any PeftModel; works on the meta device too.
+
+    Terms of an expansion that have not been chosen count as if they had been.
+    """
+    adapter = getattr(model, "active_adapter", None)
+    if isinstance(adapter, str) and awaited_terms(model, adapter):
+        model = with_placeholders(_without_values(model))
     applied = applied_method(model)
     parameters = dict(model.named_parameters())
     if applied is not None:
@@ -80,6 +89,15 @@ def safetensors_bytes(tensors: Mapping[str, Tensor]) -> int:
         offset = end
     length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
     return 8 + (length + 7) // 8 * 8 + offset
+
+
+def _without_values(model: nn.Module) -> nn.Module:
+    """Return a copy of a model whose parameters are on the meta device."""
+    empty = {
+        id(tensor): nn.Parameter(torch.empty_like(tensor, device="meta"), tensor.requires_grad)
+        for tensor in model.parameters()
+    }
+    return copy.deepcopy(model, empty)
 
 
 def _group_starts(model: nn.Module) -> list[tuple[str, str]]:

@@ -30,7 +30,7 @@ def factored_form(tuned: nn.Module, plain: nn.Module) -> nn.Module | None:
     in what is returned. None where `tuned` trains anything but coefficients in such layers.
     """
     config = getattr(tuned, "peft_config", {}).get("default")
-    if not isinstance(config, SVDCoefficientConfig) or config.trainable != "coefficients":
+    if not isinstance(config, SVDCoefficientConfig) or config.trainable != "coefficients" or config.expansion:
         return None
     plain.requires_grad_(False)
     for name, module in tuned.named_modules():

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from samparser.sam import neck_targets
+
 from .registry import method
 from .sam_parts import attention_layers, mask_decoder, plain_linear
 
@@ -145,6 +147,33 @@ def lora_qkv(model: nn.Module, rank: int = 4, alpha: float | None = None, decode
             names[getattr(site, part).name] = None
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=list(names), modules_to_save=["mask_decoder"] if decoder else None
+    )
+    return get_peft_model(model, config)
+
+
+@method(
+    "lora-neck",
+    summary="PEFT's LoRA of rank 1 on the neck's convolutions",
+    trains_upstream=False,
+)
+def lora_neck(model: nn.Module, rank: int = 1, alpha: float | None = None, decoder: bool = False) -> nn.Module:
+    """Put PEFT's LoRA where the coefficients are: on SAM ViT-B 3,584 parameters a rank, against 512 coefficients.
+
+    `alpha` and `decoder` as for `lora`.
+    """
+    alpha = _check_rank(rank, alpha)
+    try:
+        model.get_input_embeddings()  # type: ignore[operator]
+    except NotImplementedError:
+        raise TypeError(
+            f"Method 'lora-neck' cannot be applied: PEFT's LoRA asks for a model's input embeddings, and this "
+            f"{type(model).__name__} names none. 'samparser' and 'samparser-coefficients' train its neck."
+        ) from None
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=neck_targets(model),
+        modules_to_save=["mask_decoder"] if decoder else None,
     )
     return get_peft_model(model, config)
 

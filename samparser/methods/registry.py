@@ -23,6 +23,7 @@ from torch import nn
 
 from samparser._words import did_you_mean
 from samparser.sam.changes import mark_tuned
+from samparser.tuner import awaited_terms, placeholder_terms
 
 from .restoring import unchanged_on_error
 
@@ -75,7 +76,8 @@ class AppliedMethod:
     Attributes:
         name: Name of the method.
         options: Its options, all of them.
-        trained: Names of the tensors that differ from the base model: parameters that train, buffers that the
+        trained: Names of the tensors that differ from the base model: parameters that train, also those of terms that
+            an expansion has yet to get, buffers that the
             method added, and the running statistics of batch norms that train.
     """
 
@@ -159,6 +161,7 @@ def build(name: str, model: nn.Module, **options: Any) -> nn.Module:
     trained += [
         key for key, _ in tuned.named_buffers() if key in persistent and (key not in base_buffers or key in changing)
     ]
+    trained += [f"base_model.model.{layer}.svd_coefficient_c.default" for layer in awaited_terms(tuned)]
     set_applied_method(tuned, AppliedMethod(name, options, tuple(trained)))
     return tuned
 
@@ -186,6 +189,14 @@ def set_applied_method(model: nn.Module, applied: AppliedMethod | None) -> None:
         setattr(model, _ATTRIBUTE, applied)
     elif applied_method(model) is not None:
         delattr(model, _ATTRIBUTE)
+
+
+def with_placeholders(model: nn.Module) -> nn.Module:
+    """Return a model of a method whose expansion has terms along arbitrary directions: to count and time its cost."""
+    adapter = getattr(model, "active_adapter", None)
+    if isinstance(adapter, str):
+        placeholder_terms(model, adapter)
+    return model
 
 
 def refuse_tuned(model: nn.Module, wanted: str) -> None:

@@ -84,4 +84,9 @@ def _first_layer(model: nn.Module) -> SVDCoefficientLayer:
             f"cache_projected keeps what comes after the frozen basis of the neck's {name}, but {name} of this model "
             f"is a {type(layer).__name__} without coefficients. Leave cache_projected out."
         )
+    if any(state.wanted or state.expansion for state in layer.states.values()):
+        raise ValueError(
+            "cache_projected keeps what comes after the frozen basis of the neck's first layer, but directions of an "
+            "expansion are chosen by what comes before. Leave cache_projected out."
+        )
     return layer

@@ -11,6 +11,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from samparser.sam.changes import changes_before_neck
 
+from .choosing_terms import expansion_waits
 from .leakage import shared_image
 from .refused import refuse_sharding
 from .settings import TrainSettings
@@ -27,7 +28,7 @@ def check_request(
     """
     if settings.output_dir is None:
         raise ValueError("output_dir is not given; name the folder that the run is to write.")
-    if not any(True for _ in trained_parameters(model)):
+    if not any(True for _ in trained_parameters(model)) and not expansion_waits(model):
         raise ValueError(
             "Nothing in this model requires a gradient, so there is nothing to train. Wrap it first, for instance with "
             "get_peft_model(model, SVDCoefficientConfig(target_modules=['neck'])) or build('samparser', model)."

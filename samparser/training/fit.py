@@ -28,6 +28,7 @@ from .caching import fed_from, images_of, open_cache
 from .callbacks import CheckpointMark, EpochToDataset, JsonLinesLog, LogBeforeCheckpoint, ProgressBar
 from .checkpoints import last_whole, set_aside
 from .checks import check_request
+from .choosing_terms import choose_terms, keep_choice
 from .eval_settings import EvalSettings
 from .hub import push_adapter
 from .report import write_results
@@ -96,7 +97,8 @@ def train(
         processor: The model's processor.
         train_set: Training samples, see `samparser.data`.
         eval_set: Validation samples, scored during training and at the end; None: no scores.
-        settings: How to train; `settings.output_dir` is the run folder, see `RunFolder` for what is in it.
+        settings: How to train; `settings.output_dir` is the run folder, see `RunFolder` for what is in it. Directions
+            of an expansion that have not been chosen are chosen first, see `choose_terms`.
         prompts: Box or point prompts and their jitter.
         eval_settings: How the validation images are scored; by default with the kind of prompt of `prompts`.
         also: Samples of another data set, scored with tight boxes before the first step (where `score_before` is on)
@@ -146,6 +148,9 @@ def train(
         with fed_from(cache, model, processor, images, settings) as fed:
             data = RandomlyFlipped(train_set, settings.seed) if settings.flip else train_set
             prompted = PromptedDataset(data, fed, prompts, seed=settings.seed)
+            chosen = choose_terms(model, prompted, settings)
+            if chosen is not None and first_process:
+                keep_choice(folder, chosen, resume=resume, show=not settings.disable_tqdm)
             arguments = _arguments(settings, folder, eval_set)
             trainer = _trainer(model, fed, prompted, eval_set, arguments, folder, eval_settings)
             if also is not None and settings.score_before:

@@ -31,7 +31,8 @@ _FOLDERS = {
 }
 _FILES = (
     *("finished.json", "scores.json", "scores.csv", "scores_before.csv", "scores_before.json"),
-    *("scores_also_before.csv", "scores_also.csv", "forgetting.json", "log.jsonl", "environment.json"),
+    *("scores_also_before.csv", "scores_also.csv", "forgetting.json", "expansion.json"),
+    *("log.jsonl", "environment.json"),
 )
 # What a run that was killed before its settings.json leaves.
 _UNFINISHED = re.compile(r"\.(environment|settings)\.[0-9a-f]{32}\.tmp\.json")
@@ -70,8 +71,8 @@ class RunFolder:
     evaluation, `checkpoints/` for resuming, `adapter/` the result, `scores.json` and `scores.csv` the final
     evaluation, `scores_before.json` and `scores_before.csv` the same of the model before its first step,
     `scores_also_before.csv` and `scores_also.csv` both on another set and `forgetting.json` what was lost there,
-    `figures/` PNGs, `finished.json` the number of steps and the run times, written last. While a run goes, `.lock` says
-    which process writes.
+    `expansion.json` the directions of an expansion and what they see of the gradient, `figures/` PNGs, `finished.json`
+    the number of steps and the run times, written last. While a run goes, `.lock` says which process writes.
     """
 
     path: Path
@@ -79,6 +80,10 @@ class RunFolder:
     @property
     def settings(self) -> Path:
         return self.path / "settings.json"
+
+    @property
+    def expansion(self) -> Path:
+        return self.path / "expansion.json"
 
     @property
     def log(self) -> Path:

@@ -125,6 +125,11 @@ class TrainSettings(TrainingArguments):
         False,
     )
     flip: bool = option("Mirror each training image left to right with probability 0.5, anew in each epoch.", False)
+    expansion_images: int = option(
+        "Choose the directions of an expansion on at most so many training images: one half chooses, the other "
+        "measures which share of the gradient the trained numbers see.",
+        64,
+    )
     cache: str | None = option(
         "Folder for the features of the frozen image encoder: computed once per image, then every epoch runs the neck "
         "and the decoder only. Refused where anything before the neck is trained. The disk need is announced first: "
@@ -212,6 +217,11 @@ class TrainSettings(TrainingArguments):
             if value is not None and not value >= 0:
                 raise ValueError(f"{name} is {value}; it must not be negative.")
         at_least_one = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        if self.expansion_images < 2:
+            raise ValueError(
+                f"expansion_images is {self.expansion_images}; one half chooses and the other measures, so it must be "
+                "at least 2."
+            )
         for name in (*at_least_one, "logging_steps", "early_stopping_patience", "eval_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -63,16 +63,24 @@ def _image_loss(logits: Tensor, batch: dict[str, Any], image: int, settings: Tra
 
 
 def parameter_groups(model: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
-    """Return the trained tensors for the optimizer: coefficients with a learning rate of their own, and the rest."""
-    coefficients = {id(parameter) for _, parameter in coefficient_parameters(model) if parameter.requires_grad}
+    """Return the trained tensors for the optimizer: coefficients with a learning rate of their own, and the rest.
+
+    Weight decay pulls numbers to zero, which is where relative coefficients, offsets and terms start. Coefficients that
+    train as they are start elsewhere: they are decayed in the paper's recipes alone, which do so.
+    """
+    numbers = {id(p): name.rpartition(".svd_coefficient_")[2] for name, p in coefficient_parameters(model)}
+    kept = {id for id, name in numbers.items() if name.startswith("p.") and settings.recipe == "own"}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decay, coefficients = settings.weight_decay or 0.0, {"lr": settings.coefficient_lr, "name": "coefficients"}
     groups = [
+        {"params": [p for p in trained if id(p) in numbers.keys() - kept], **coefficients, "weight_decay": decay},
+        {"params": [p for p in trained if id(p) in kept], **coefficients, "weight_decay": 0.0},
         {
-            "params": [p for p in trained if id(p) in coefficients],
-            "lr": settings.coefficient_lr,
-            "name": "coefficients",
+            "params": [p for p in trained if id(p) not in numbers],
+            "lr": settings.learning_rate,
+            "name": "others",
+            "weight_decay": decay,
         },
-        {"params": [p for p in trained if id(p) not in coefficients], "lr": settings.learning_rate, "name": "others"},
     ]
     return [group for group in groups if group["params"]]
 
@@ -84,7 +92,6 @@ def fused_adam(groups: list[dict[str, Any]], settings: TrainSettings) -> torch.o
         groups,
         betas=(settings.adam_beta1, settings.adam_beta2),
         eps=settings.adam_epsilon,
-        weight_decay=settings.weight_decay or 0.0,
         fused=True,
     )
 
@@ -147,8 +154,7 @@ class SamTrainer(Trainer):
                 self.optimizer = fused_adam(groups, self.args)
             else:
                 kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-                decay = {"weight_decay": self.args.weight_decay}
-                self.optimizer = kind([{**group, **decay} for group in groups], **options)
+                self.optimizer = kind(groups, **options)
             warn_of_unused_coefficients(self.model, self.optimizer)
         return self.optimizer
 

@@ -11,9 +11,11 @@ from .layer import Conv2d, ConvTranspose2d, Linear, SVDCoefficientLayer
 from .model import SVDCoefficientModel
 from .registration import register
 from .training_loop import (
+    awaited_terms,
     coefficient_parameters,
     coefficients,
     expansion_terms,
+    placeholder_terms,
     unused_coefficients,
     warn_of_unused_coefficients,
 )
@@ -28,10 +30,12 @@ __all__ = [
     "SVDCoefficientConfig",
     "SVDCoefficientLayer",
     "SVDCoefficientModel",
+    "awaited_terms",
     "coefficient_parameters",
     "coefficients",
     "expansion_terms",
     "initialize_expansion",
+    "placeholder_terms",
     "unused_coefficients",
     "warn_of_unused_coefficients",
 ]

@@ -20,7 +20,6 @@ The functions here are pure functions of tensors: a gradient is read as a matrix
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -144,7 +143,6 @@ def choose(
     groups: Tensor | None,
     trained: Tensor | None,
     *,
-    halves: Sequence[Tensor] = (),
     taken: Expansion | None = None,
     seed: int = 0,
 ) -> Chosen:
@@ -156,8 +154,6 @@ def choose(
         bases: The factors of the layer's weight.
         groups: `coefficient_groups` of all of its singular values.
         trained: The groups (k,) of the k leading coefficients that the adapter trains; None where it trains none.
-        halves: The mean gradients of two halves of the data, to choose pairs by what these agree on; none to choose by
-            size.
         taken: Terms that there are already; their pairs are not chosen again.
         seed: Draws random directions.
 
@@ -170,7 +166,7 @@ def choose(
     if not bool(gradient.any()):
         raise ValueError("its mean gradient is zero everywhere: the loss does not depend on it.")
     if wanted.kind == "pairs":
-        return choose_pairs(gradient, bases, groups, wanted.count, halves=halves, taken=taken)
+        return choose_pairs(gradient, bases, groups, wanted.count, taken=taken)
     out, fan_in = gradient.shape
     count = _allowed(wanted.count, min(out, fan_in), wanted.kind)
     if wanted.kind == "random":
@@ -199,13 +195,7 @@ def free_bases(groups: Tensor | None, rank: int) -> Tensor:
 
 
 def choose_pairs(
-    gradient: Tensor,
-    bases: Factors,
-    groups: Tensor | None,
-    count: int | None,
-    *,
-    halves: Sequence[Tensor] = (),
-    taken: Expansion | None = None,
+    gradient: Tensor, bases: Factors, groups: Tensor | None, count: int | None, *, taken: Expansion | None = None
 ) -> Chosen:
     """Choose the `count` pairs (i, j), i != j, of the largest `|u_i^T G v_j|`, the largest first.
 
@@ -214,9 +204,6 @@ def choose_pairs(
         bases: The factors of the weight.
         groups: `coefficient_groups` of all singular values; bases of groups and of the null group are not taken.
         count: How many; None for the default, or for all if those are fewer.
-        halves: Gradients A and B of two halves of the data; then the pairs of the largest `u_i^T A v_j u_i^T B v_j` are
-            chosen, the signal that they see: what noise makes large in one half is as likely to be against it in the
-            other.
         taken: Terms whose pairs are not chosen again.
 
     Raises:
@@ -230,16 +217,14 @@ def choose_pairs(
         >>> rows.tolist(), columns.tolist()
         ([0, 2], [2, 0])
     """
-    never = -math.inf
-    size = torch.full((bases.rank, bases.rank), never, dtype=torch.float64)
+    size = torch.full((bases.rank, bases.rank), -1.0, dtype=torch.float64)
     free = free_bases(groups, bases.rank)
-    one, other = halves or (gradient, gradient)
-    seen, again = (along(part, bases.u, bases.vh).to("cpu", torch.float64) for part in (one, other))
-    size[free[:, None], free] = (seen * again)[free[:, None], free]
-    size.fill_diagonal_(never)
+    seen = along(gradient, bases.u, bases.vh).abs().to("cpu", torch.float64)
+    size[free[:, None], free] = seen[free[:, None], free]
+    size.fill_diagonal_(-1.0)
     if taken is not None:
-        size[taken.rows.cpu(), taken.columns.cpu()] = never
-    count = _allowed(count, int((size > never).sum()), "pairs")
+        size[taken.rows.cpu(), taken.columns.cpu()] = -1.0
+    count = _allowed(count, int((size >= 0).sum()), "pairs")
     order = size.flatten().argsort(descending=True, stable=True)[:count].to(gradient.device)
     return Chosen(order // bases.rank, order % bases.rank)
 

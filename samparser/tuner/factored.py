@@ -82,8 +82,13 @@ def along(base: nn.Module, x: Tensor, vh: Tensor) -> Tensor:
     kernel = vh.view(-1, *base.weight.shape[1:])
     # Where its input needs a gradient, torch's own keeps that input as well, for a gradient of the kernel.
     if not x.requires_grad or base.padding_mode != "zeros" or isinstance(base.padding, str) or x.ndim != 4:
-        return base._conv_forward(x, kernel, None)
+        return convolved(base, x, kernel, None)
     return _FrozenConvolution.apply(x, kernel, base.stride, base.padding, base.dilation)
+
+
+def convolved(base: nn.Conv2d, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute a convolution as `base` does, with its stride, padding, padding mode, dilation and groups."""
+    return base._conv_forward(x, kernel, bias)
 
 
 def _left(inside: Inside) -> Tensor:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from . import transposed
 from .config import Form
-from .factored import add_along, by_factors
+from .factored import add_along, by_factors, convolved
 from .factors import Factors, Inside, unfold, weight_change
 
 # The choice of the form
@@ -191,8 +191,7 @@ def with_weight(base: nn.Module, x: Tensor, weight: Tensor, output_size: Sequenc
     if output_size is not None:
         raise TypeError(f"output_size={output_size} is for transposed convolutions; this is {base}.")
     if isinstance(base, nn.Conv2d):
-        # Takes care of stride, padding, padding mode, dilation and groups.
-        return base._conv_forward(x, weight, base.bias)
+        return convolved(base, x, weight, base.bias)
     if isinstance(base, nn.Linear):
         return F.linear(x, weight, base.bias)
     # transformers' Conv1D keeps its weight as (in, out), and computes this very product.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,6 @@ def initialize_expansion(
     held_out: Iterable[Batch] | None = None,
     adapter_name: str = "default",
     max_batches: int = 64,
-    by: Literal["size", "signal"] = "size",
     more: bool = False,
     seed: int = 0,
     show: bool = True,
@@ -99,8 +98,6 @@ def initialize_expansion(
             are sorted; iterables without a length are then read into memory first.
         adapter_name: The adapter.
         max_batches: Most batches to take of `batches`, and of `held_out`.
-        by: Choose pairs by the "size" of the mean gradient along them, or by the "signal" that two halves of the
-            choosing batches agree on, every other one of them: fewer pairs that noise made large, where those are few.
         more: Choose further terms for an adapter that has some, by the gradient that is left; theirs stay as trained.
             Make the optimizer anew afterwards.
         seed: Draws random directions, for `expansion="random"`.
@@ -130,15 +127,16 @@ def initialize_expansion(
         ('0', 10, 2, 2)
     """
     layers = _layers_to_expand(model, adapter_name, more)
-    ways = _ways(by, layers, adapter_name)
     first, second = _halves(batches, held_out, max_batches)
     with _probes(model, layers):
-        sums, chosen_on = _gather(model, first, loss, [layer for _, layer in layers], ways)
-        parts = [
-            _Part.choose(layer, adapter_name, gradients, chosen_on, seed + i)
-            for i, ((_, layer), gradients) in enumerate(zip(layers, sums, strict=True))
-        ]
-        if not any(len(part.chosen.rows) or part.chosen.a is not None for part in parts):
+        chosen_on = 0
+        for batch in first:
+            _loss_of(model, batch, loss).backward(inputs=_graph_inputs(layers))
+            chosen_on += 1
+        if not chosen_on:
+            raise ValueError("There is no batch to choose directions by: `batches` is empty.")
+        parts = {name: _Part.choose(layer, adapter_name, chosen_on, seed + i) for i, (name, layer) in enumerate(layers)}
+        if not any(len(part.chosen.rows) or part.chosen.a is not None for part in parts.values()):
             raise ValueError(
                 f"No term can be chosen for adapter {adapter_name!r}: no layer has two bases that every factorisation "
                 "gives and that are not paired yet. Bases of equal or zero singular values, as orthogonal weights "
@@ -146,16 +144,16 @@ def initialize_expansion(
             )
         measured = 0
         for batch in second:
-            _loss_of(model, batch, loss).backward(inputs=[part.layer.gradient_probe for part in parts])
-            for part in parts:
+            _loss_of(model, batch, loss).backward(inputs=_graph_inputs(layers))
+            for part in parts.values():
                 part.measure()
             measured += 1
         if not measured:
             raise ValueError(
                 "There is no batch to measure the choice on: give at least two batches, or some as held_out."
             )
-    rows = tuple(part.write(measured) for part in parts)
-    report = ExpansionReport(rows, chosen_on, measured, _total(parts, rows))
+    rows = tuple(part.write(measured) for part in parts.values())
+    report = ExpansionReport(rows, chosen_on, measured, _total(list(parts.values()), rows))
     if show:
         print(report)
     return report
@@ -178,9 +176,9 @@ class _Part:
         self.signal = 0.0
 
     @classmethod
-    def choose(cls, layer: SVDCoefficientLayer, adapter: str, sums: list[Tensor], batches: int, seed: int) -> _Part:
-        """Choose directions by the layer's gradients, one sum over all batches or one for each half of them."""
-        gradient = sum(sums[1:], sums[0]) / batches
+    def choose(cls, layer: SVDCoefficientLayer, adapter: str, batches: int, seed: int) -> _Part:
+        """Choose directions by the gradient that the layer's probe has gathered over the batches."""
+        gradient = _take_gradient(layer) / batches
         state = layer.states[adapter]
         assert state.wanted is not None
         try:
@@ -190,7 +188,6 @@ class _Part:
                 layer.bases,
                 coefficient_groups(layer.bases.p),
                 _trained(layer, adapter),
-                halves=sums if len(sums) == 2 else (),
                 taken=state.expansion,
                 seed=seed,
             )
@@ -262,37 +259,6 @@ def _terms(layer: SVDCoefficientLayer, adapter: str) -> list[Factors]:
 
 
 # The pass
-
-
-def _ways(by: str, layers: list[tuple[str, SVDCoefficientLayer]], adapter: str) -> int:
-    """Into how many gradients the batches are gathered that directions are chosen by."""
-    if by not in ("size", "signal"):
-        raise ValueError(f"by={by!r} is not possible; choose 'size' or 'signal'.")
-    kinds = {wanted.kind for _, layer in layers if (wanted := layer.states[adapter].wanted)}
-    if by == "signal" and kinds != {"pairs"}:
-        raise ValueError(
-            f"by='signal' chooses pairs, but adapter {adapter!r} has expansion={min(kinds)!r}: leave it out."
-        )
-    return 2 if by == "signal" else 1
-
-
-def _gather(
-    model: nn.Module, batches: Iterable[Batch], loss: Loss | None, layers: list[SVDCoefficientLayer], ways: int
-) -> tuple[list[list[Tensor]], int]:
-    """Sum the gradients of each layer, in turn into as many sums as there are ways; the number of batches too."""
-    sums: list[list[Tensor]] = [[] for _ in layers]
-    taken = 0
-    for batch in batches:
-        _loss_of(model, batch, loss).backward(inputs=_graph_inputs(layers))
-        if ways > 1:
-            for layer, parts in zip(layers, sums, strict=True):
-                gradient = _take_gradient(layer)
-                parts.append(gradient) if taken < ways else parts[taken % ways].add_(gradient)
-        taken += 1
-    if taken < ways:
-        what = "`batches` is empty" if not taken else "by='signal' compares two halves, and there is 1 batch"
-        raise ValueError(f"There is no batch to choose directions by: {what}.")
-    return (sums if ways > 1 else [[_take_gradient(layer)] for layer in layers]), taken
 
 
 def _layers_to_expand(model: nn.Module, adapter: str, more: bool) -> list[tuple[str, SVDCoefficientLayer]]:
@@ -372,8 +338,8 @@ def _loss_of(model: nn.Module, batch: Batch, loss: Loss | None) -> Tensor:
     return value.sum()
 
 
-def _graph_inputs(layers: list[SVDCoefficientLayer]) -> list[Tensor]:
-    return [layer.gradient_probe for layer in layers if layer.gradient_probe is not None]
+def _graph_inputs(layers: list[tuple[str, SVDCoefficientLayer]]) -> list[Tensor]:
+    return [layer.gradient_probe for _, layer in layers if layer.gradient_probe is not None]
 
 
 def _take_gradient(layer: SVDCoefficientLayer) -> Tensor:

@@ -23,7 +23,7 @@ from .defaults import MODEL_TYPES, NECK, default_targets
 from .factors import free_coefficients
 from .layer import BASE, Conv2d, ConvTranspose2d, Linear, SVDCoefficientLayer
 from .targets import UnsupportedModuleError, refuse_offloaded, resolve_targets, unsupported_reason
-from .training_loop import warn_of_running_statistics, warn_of_shared_weights
+from .training_loop import warn_of_running_statistics
 from .weighted_adapter import check_sum, config_of_sum, fill_sum
 
 
@@ -55,7 +55,7 @@ class SVDCoefficientModel(BaseTuner):
             self._planned = {}
         self.peft_config[adapter_name]._source = None
         self._warn_of_tied_coefficients(adapter_name)
-        warn_of_shared_weights(model, adapter_name)
+        self._warn_of_shared_weights(adapter_name)
 
     def _get_module_names_tied_with_embedding(self) -> list[str]:
         """Find what PEFT would have to keep tied; nothing in models that cannot say what their embeddings are."""
@@ -177,6 +177,28 @@ class SVDCoefficientModel(BaseTuner):
                 f"Few coefficients can change by themselves in {', '.join(few[:5])}: equal singular values move "
                 "together and those that are zero do not move, because their bases cannot be found again on another "
                 "machine. save_basis=True saves the bases and frees all of them.",
+                stacklevel=2,
+            )
+
+    def _warn_of_shared_weights(self, adapter_name: str) -> None:
+        """Name layers whose weight another module uses as well; one layer that stands in several places is none."""
+        users: dict[int, dict[int, str]] = {}
+        for name, module in self.model.named_modules(remove_duplicate=False):
+            parent = self.model.get_submodule(name.rpartition(".")[0])
+            user, shown = (parent, parent.layer_name) if isinstance(parent, SVDCoefficientLayer) else (module, name)
+            for weight in module.parameters(recurse=False):
+                users.setdefault(id(weight), {}).setdefault(id(user), shown)
+        shared = []
+        for layer in self._layers():
+            others = users.get(id(layer.base_layer.weight), {}).items()
+            if adapter_name in layer.states and (names := [name for user, name in others if user != id(layer)]):
+                shared.append(f"{layer.layer_name} (with {', '.join(names)})")
+        if shared:
+            warnings.warn(
+                f"Adapted layers share their weight with other modules: {', '.join(shared[:5])}. The coefficients act "
+                "in the adapted layer alone, but merging changes the weight for all of them, so that the merged model "
+                "gives other outputs than the adapter. Before adapting, give each module a weight of its own: "
+                "module.weight = nn.Parameter(module.weight.detach().clone()).",
                 stacklevel=2,
             )
 

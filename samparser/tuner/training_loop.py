@@ -1,4 +1,4 @@
-"""For a training loop: coefficients as parameters and as spectra, and warnings of what goes wrong quietly."""
+"""For a training loop: coefficients and terms as parameters and as values, and warnings of what goes wrong quietly."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from .adapter_layer import COEFFICIENTS
+from .expansion import DEFAULT_COUNT, Expansion
 from .layer import SVDCoefficientLayer
 
 
@@ -104,6 +105,40 @@ def expansion_terms(model: nn.Module, adapter_name: str = "default") -> dict[str
 
 
 @torch.no_grad()
+def awaited_terms(model: nn.Module, adapter_name: str = "default") -> dict[str, int]:
+    """Find the layers whose adapter has yet to get its terms from `initialize_expansion`, and how many each is to get.
+
+    Empty where the adapter has its terms, or no expansion. Layers that get by themselves what they allow are counted
+    with the number that is usual for the kind.
+    """
+    waiting = {}
+    for layer in model.modules():
+        if isinstance(layer, SVDCoefficientLayer) and adapter_name in layer.states:
+            state = layer.states[adapter_name]
+            if state.awaits and state.wanted is not None:
+                rank = layer.bases.rank
+                usual = min(
+                    DEFAULT_COUNT[state.wanted.kind], rank * (rank - 1) if state.wanted.kind == "pairs" else rank
+                )
+                waiting[layer.layer_name] = usual if state.wanted.count is None else state.wanted.count
+    return waiting
+
+
+def placeholder_terms(model: nn.Module, adapter_name: str = "default") -> None:
+    """Give every layer that waits for terms as many along arbitrary directions: to count and time what they cost."""
+    waiting = awaited_terms(model, adapter_name)
+    for layer in model.modules():
+        if not isinstance(layer, SVDCoefficientLayer) or layer.layer_name not in waiting:
+            continue
+        wanted, count = layer.states[adapter_name].wanted, waiting[layer.layer_name]
+        assert wanted is not None
+        paired, rank = wanted.kind == "pairs", layer.bases.rank
+        number = torch.arange(count if paired else 0)
+        expansion = Expansion(1.0, number % rank, (number + 1 + number // rank) % rank, 0 if paired else count)
+        layer.set_expansion(adapter_name, expansion, wanted.dtype)
+        layer.svd_coefficient_c[adapter_name].requires_grad_(adapter_name in layer.active_adapters)
+
+
 def unused_coefficients(model: nn.Module) -> list[str]:
     """Name the adapted layers whose trained numbers got no gradient in the last backward pass.
 
@@ -197,33 +232,6 @@ def _drifting(module: nn.Module, name: str = "") -> Iterator[str]:
         yield name
     for child, below in module.named_children():
         yield from _drifting(below, f"{name}.{child}" if name else child)
-
-
-def warn_of_shared_weights(model: nn.Module, adapter_name: str) -> None:
-    """Warn of adapted layers whose weight another module uses as well.
-
-    Coefficients act in the adapted layer alone; merging changes the weight for all that use it.
-    """
-    users: dict[int, dict[int, str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        parent = model.get_submodule(name.rpartition(".")[0]) if name else None
-        # A layer that stands in several places is adapted in all of them.
-        user, shown = (parent, parent.layer_name) if isinstance(parent, SVDCoefficientLayer) else (module, name)
-        for weight in module.parameters(recurse=False):
-            users.setdefault(id(weight), {}).setdefault(id(user), shown)
-    shared = []
-    for layer in (module for module in model.modules() if isinstance(module, SVDCoefficientLayer)):
-        others = [name for user, name in users.get(id(layer.base_layer.weight), {}).items() if user != id(layer)]
-        if others and adapter_name in layer.states:
-            shared.append(f"{layer.layer_name} (with {_shown(others)})")
-    if shared:
-        warnings.warn(
-            f"Adapted layers share their weight with other modules: {_shown(shared)}. The coefficients act in the "
-            "adapted layer alone, but merging changes the weight for all of them, so that the merged model gives other "
-            "outputs than the adapter. Before adapting, give each module a weight of its own: "
-            "module.weight = nn.Parameter(module.weight.detach().clone()).",
-            stacklevel=2,
-        )
 
 
 def _shown(names: list[str]) -> str:

@@ -316,7 +316,7 @@ def test_another_base_is_refused_by_every_command_unless_asked_for(
     found = SamModel.from_pretrained(tmp_path / "merged").state_dict()
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.state_dict().items())
     settings = json.loads((tmp_path / "scores" / "settings.json").read_text())
-    assert settings["loading"] == {"base": str(other), "check_base": False, "check_weights": True}
+    assert settings["loading"] == {"base": str(other), "check_base": False, "check_weights": True, "frame": None}
 
 
 def test_weights_that_were_changed_are_refused_by_every_command_unless_asked_for(failing, adapter, toy_coco, tmp_path):

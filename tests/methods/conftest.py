@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from samparser.methods import METHODS, build
+from samparser.tuner import awaited_terms, initialize_expansion
 from tests.conftest import TINY_SIZE, make_tiny_sam
 
 ALL = tuple(METHODS)
@@ -34,15 +35,27 @@ def masks(model, inputs) -> torch.Tensor:
         return model(**inputs, multimask_output=False).pred_masks
 
 
+def objective(model, inputs) -> torch.Tensor:
+    """A loss whose gradient reaches every trained tensor of the forward."""
+    output = model(**inputs, multimask_output=False)
+    return output.pred_masks.square().mean() + output.iou_scores.square().mean()
+
+
+def choose_terms(model, inputs) -> None:
+    """Give an expansion that waits for its directions those of the objective."""
+    if awaited_terms(model):
+        initialize_expansion(model, [inputs] * 2, objective, show=False)
+
+
 def train_a_little(model, inputs, steps: int = 2, rate: float = 0.05) -> None:
     """A few steps towards smaller logits; every trained tensor of the forward moves."""
+    choose_terms(model, inputs)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=rate)
     model.train()
     for _ in range(steps):
         optimizer.zero_grad()
-        output = model(**inputs, multimask_output=False)
-        (output.pred_masks.square().mean() + output.iou_scores.square().mean()).backward()
+        objective(model, inputs).backward()
         optimizer.step()
     model.eval()
 

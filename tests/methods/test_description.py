@@ -7,12 +7,15 @@ from samparser.methods.cost import meta_model
 from samparser.methods.description import safetensors_bytes
 from tests.conftest import make_tiny_sam
 
-from .conftest import TRAINING
+from .conftest import TRAINING, choose_terms
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_the_bytes_are_those_of_the_file_that_is_written(name, tmp_path):
+def test_the_bytes_are_those_of_the_file_that_is_written(name, tmp_path, tiny_inputs):
     model = build(name, make_tiny_sam())
+    before = describe(model)
+    choose_terms(model, tiny_inputs)
+    assert describe(model) == before  # terms that are yet to be chosen count
     save_trained(model, tmp_path / "out")
     (file,) = (tmp_path / "out").glob("*.safetensors")
     assert describe(model).bytes_on_disk == file.stat().st_size

@@ -15,12 +15,14 @@ from samparser.sam import family_of, plain_model
 from samparser.sam.changes import changes_before_neck, frozen_before_neck
 from tests.sam.tiny import TINY, make_tiny
 
-from .conftest import ALL
+from .conftest import ALL, choose_terms, objective
 
 BOXES = {"input_boxes": torch.tensor([[[4.0, 6.0, 40.0, 50.0], [10.0, 10.0, 30.0, 20.0]]] * 2)}
-IN_ATTENTION = ("lora", "lora-qkv", "adapter", "adapter-houlsby", "transformer", "transformer+conv")
+IN_ATTENTION = ("lora", "lora-qkv", "adapter", "adapter-houlsby", "transformer", "transformer+conv", "attention")
 REFUSED = {("edgetam", name) for name in IN_ATTENTION}
-CASES = [(family, name) for family in TINY for name in ALL if (family, name) not in REFUSED]
+CASES = [
+    (family, name) for family in TINY for name in ALL if (family, name) not in REFUSED | {("edgetam", "lora-neck")}
+]
 TRAINING = [case for case in CASES if case[1] != "zero-shot"]
 FROZEN_UPSTREAM = [case for case in CASES if not METHODS[case[1]].trains_upstream]
 
@@ -44,10 +46,14 @@ def masks(model):
 
 def fresh(model_type, name, **options):
     torch.manual_seed(0)
-    return build(name, make_tiny(model_type), **options)
+    model = build(name, make_tiny(model_type), **options)
+    with family_of(model).single_mask(plain_model(model)):
+        choose_terms(model, {"pixel_values": pixels_for(model), **BOXES})
+    return model
 
 
 def train(model, steps=2):
+    inputs = {"pixel_values": pixels_for(model), **BOXES}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=0.02)
     model.train()
@@ -55,8 +61,7 @@ def train(model, steps=2):
         part.eval()
     for _ in range(steps):
         optimizer.zero_grad()
-        output = model(pixel_values=pixels_for(model), **BOXES, multimask_output=False)
-        (output.pred_masks.square().mean() + output.iou_scores.square().mean()).backward()
+        objective(model, inputs).backward()
         optimizer.step()
     return model.eval()
 
@@ -80,6 +85,13 @@ def test_what_an_encoder_has_no_place_for_is_refused_by_name_and_the_model_is_as
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert applied_method(model) is None
+
+
+def test_lora_on_the_neck_is_refused_where_peft_finds_no_embeddings():
+    model = make_tiny("edgetam")
+    with pytest.raises(TypeError, match=r"Method 'lora-neck'.*this EdgeTamModel names none\. 'samparser'"):
+        build("lora-neck", model)
+    assert not isinstance(model, PeftModel)
 
 
 @pytest.mark.parametrize(

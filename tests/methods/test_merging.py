@@ -9,7 +9,7 @@ from samparser.sam.families import Sam
 from samparser.tuner import SVDCoefficientConfig
 from tests.conftest import make_tiny_sam
 
-from .conftest import ALL, masks, tuned_tiny_sam
+from .conftest import ALL, choose_terms, masks, tuned_tiny_sam
 
 MERGEABLE = tuple(name for name in ALL if METHODS[name].mergeable)
 
@@ -83,8 +83,9 @@ def test_a_plain_model_comes_back_as_it_is(tiny_sam, tiny_inputs):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", MERGEABLE)
-def test_merged_weights_keep_the_dtype_of_the_base(name, dtype, tmp_path):
+def test_merged_weights_keep_the_dtype_of_the_base(name, dtype, tmp_path, tiny_inputs):
     model = build(name, make_tiny_sam().to(dtype))
+    choose_terms(model, {key: tensor.to(dtype) for key, tensor in tiny_inputs.items()})
     assert {tensor.dtype for tensor in merged(model).state_dict().values()} == {dtype}
     save_trained(model, tmp_path)
     loaded = load_trained(make_tiny_sam().to(dtype), tmp_path)

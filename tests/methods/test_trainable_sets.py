@@ -5,9 +5,10 @@ import torch
 
 from samparser.methods import METHODS, build, describe
 from samparser.methods.cost import count_parameters, meta_model
+from samparser.methods.registry import with_placeholders
 from tests.conftest import make_tiny_sam
 
-from .conftest import ALL, TRAINING, masks, shared_tuned_tiny_sam
+from .conftest import ALL, TRAINING, choose_terms, masks, shared_tuned_tiny_sam
 
 DECODER = 4_058_340
 
@@ -27,6 +28,9 @@ COUNTS = {
     "bases+coefficients": (918_016, True),
     "transformer": (36_864, True),
     "transformer+conv": (37_376, True),
+    "expansion": (2 * 64, False),
+    "attention": (12 * 2 * 768, False),
+    "lora-neck": (768 + 256 + 9 * 256 + 256, False),
 }
 LAYERS = range(12)
 LINEAR = ("attn.qkv", "attn.proj", "mlp.lin1", "mlp.lin2")
@@ -66,12 +70,17 @@ def _added_names(plain: set[str]) -> dict[str, set[str]]:
             *(f"adapter.{part}" for part in ("down.weight", "conv.weight", "conv.bias", "up.weight"))
         ),
         "adapter-houlsby": _in_layers(*(f"adapter.{m}.{part}" for m in ("down", "up") for part in ("weight", "bias"))),
-        "samparser": _neck("p"),
-        "samparser-coefficients": _neck("p"),
+        "samparser": _neck("d"),
+        "samparser-coefficients": _neck("d"),
         "bases": bases,
-        "bases+coefficients": bases | _neck("p"),
-        "transformer": _linears("p"),
-        "transformer+conv": _linears("p") | _neck("p"),
+        "bases+coefficients": bases | _neck("d"),
+        "transformer": _linears("d"),
+        "transformer+conv": _linears("d") | _neck("d"),
+        "expansion": _neck("c"),
+        "attention": {name for name in _linears("d") if ".attn." in name},
+        "lora-neck": {
+            f"{PEFT}vision_encoder.neck.conv{i}.lora_{matrix}.default.weight" for i in (1, 2) for matrix in "AB"
+        },
     }
 
 
@@ -81,7 +90,7 @@ def test_exactly_these_parameters_train_on_vit_b(name):
     decoder = {key for key in plain if key.startswith("mask_decoder.")}
     added, with_decoder = COUNTS[name]
     expected = _added_names(plain)[name]
-    model = build(name, meta_model())
+    model = with_placeholders(build(name, meta_model()))
     if with_decoder:
         modules = "modules_to_save.default."
         expected |= (
@@ -110,6 +119,7 @@ def test_every_method_has_its_count_here():
 def test_training_moves_what_trains_and_nothing_else(name, tiny_inputs):
     torch.manual_seed(0)
     before = build(name, make_tiny_sam())
+    choose_terms(before, tiny_inputs)
     after = shared_tuned_tiny_sam(name)
     old = dict(before.named_parameters())
     trained = {key for key, parameter in old.items() if parameter.requires_grad}

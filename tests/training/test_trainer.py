@@ -70,6 +70,19 @@ def test_coefficients_have_a_learning_rate_of_their_own(tiny_sam):
     assert {id(p) for group in (coefficients, rest) for p in group["params"]} == trained
 
 
+@pytest.mark.parametrize("parametrization", ["absolute", "relative", "offset"])
+@pytest.mark.parametrize("recipe", ["own", "natural"])
+def test_weight_decay_pulls_towards_the_start_but_in_the_recipes_of_the_paper(tiny_sam, parametrization, recipe):
+    config = SVDCoefficientConfig(
+        target_modules=["neck"], modules_to_save=["mask_decoder"], parametrization=parametrization
+    )
+    model = get_peft_model(tiny_sam, config)
+    settings = TrainSettings(recipe=recipe, weight_decay=0.1, learning_rate=1e-4, coefficient_lr=1e-2)
+    coefficients, others = parameter_groups(model, settings)
+    assert others["weight_decay"] == 0.1
+    assert coefficients["weight_decay"] == (0.0 if (recipe, parametrization) == ("own", "absolute") else 0.1)
+
+
 def test_the_first_step_names_coefficients_that_got_no_gradient(tiny_sam, tiny_processor, tmp_path, batch):
     model = get_peft_model(tiny_sam, SVDCoefficientConfig(target_modules=["neck.conv2", "iou_prediction_head.proj_in"]))
     settings = TrainSettings(str(tmp_path), eval_strategy="no", report_to="none")
@@ -95,7 +108,8 @@ def test_a_model_without_coefficients_has_one_group(tiny_sam):
     ids=["adam", "adamw", "sgd"],
 )
 def test_the_optimizer_is_the_one_that_was_asked_for(fields, kind, expected, tiny_sam, tiny_processor, tmp_path):
-    model = get_peft_model(tiny_sam, SVDCoefficientConfig(target_modules=["neck"], modules_to_save=["mask_decoder"]))
+    config = SVDCoefficientConfig(target_modules=["neck"], modules_to_save=["mask_decoder"], parametrization="relative")
+    model = get_peft_model(tiny_sam, config)
     settings = TrainSettings(
         str(tmp_path), learning_rate=1e-4, coefficient_lr=1e-2, eval_strategy="no", report_to="none", **fields
     )
