@@ -170,11 +170,12 @@ def run(arguments: Sequence[str]) -> int:
     say(findings)
     if folder is None:
         return 0
+    written: list[Path] = []
     with folder.writing():
         if command.weights is not None:
             save_combination(model, dict(zip(names, command.weights, strict=True)), folder.path / _COMBINATION)
-            folder.add(folder.path / _COMBINATION)
-        written = draw(findings, model, folder, ground=f"{Path(data.data).name} {command.split}" if data.data else "")
+            written.append(folder.add(folder.path / _COMBINATION))
+        written += draw(findings, model, folder, ground=f"{Path(data.data).name} {command.split}" if data.data else "")
         given = {"command": command, "loading": loading, "data": data, "evaluation": scoring}
         settings = {name: asdict(part) for name, part in given.items()}
         results = folder.finish({**findings.plain(), "settings": settings, "versions": versions()})

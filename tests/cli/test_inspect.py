@@ -73,8 +73,9 @@ def test_two_adapters_with_images_give_tables_pictures_and_json(capsys, runs, to
 def test_a_weighted_sum_is_written_as_an_adapter_and_again(capsys, runs, tmp_path):
     words = (runs / "nuclei/adapter", runs / "ships/adapter", "--weights", 1, -0.5, "--output", tmp_path / "out")
     for _ in range(2):
-        status, _, err = run(capsys, *words)
+        status, out, err = run(capsys, *words)
         assert status == 0, err
+        assert f"written: {tmp_path / 'out' / 'combination'}, " in out
     model, _ = load_model(tmp_path / "out" / "combination")
     nuclei, ships = load_model(runs / "nuclei/adapter")[0], load_model(runs / "ships/adapter")[0]
     layer = "base_model.model.vision_encoder.neck.conv2"
