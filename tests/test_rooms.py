@@ -14,6 +14,7 @@ ROOMS = (
     "data",
     "drawing",
     "features",
+    "inspection",
     "methods",
     "prediction",
     "prompts",

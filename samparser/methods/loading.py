@@ -64,8 +64,7 @@ def load_model(
             if given[name] != default:
                 raise ValueError(f"{path} is a whole model, so {name}={given[name]!r} has no use. Leave it out.")
         return load_sam(path, frame=frame)
-    frame = _recorded_frame(folder, frame)
-    model, processor = load_sam(base, frame=frame) if base is not None else _load_recorded_base(folder, frame)
+    model, processor = load_base_of(folder, base, frame=frame)
     return load_trained(model, folder, check_base=check_base, check_weights=check_weights), processor
 
 
@@ -156,6 +155,24 @@ def trained_folder(path: str | Path) -> Path | None:
             f"HF_HUB_OFFLINE=1) give the folder of a download instead."
         ) from error
     return fetched if any((fetched / name).is_file() for name in (PEFT_CONFIG, METHOD_FILE)) else None
+
+
+def load_base_of(
+    folder: Path, base: str | Path | None = None, *, frame: ChosenFrame | None = None
+) -> tuple[nn.Module, Any]:
+    """Load the base model that a trained part goes on, without it.
+
+    Args:
+        folder: The folder of the trained part.
+        base: The base model; None for the one that the folder names, where it is on this machine.
+        frame: As for `load_model`.
+
+    Raises:
+        FileNotFoundError: The base is not on this machine.
+        ValueError: The folder names none, it cannot be loaded, or another frame was trained with.
+    """
+    frame = _recorded_frame(folder, frame)
+    return load_sam(base, frame=frame) if base is not None else _load_recorded_base(folder, frame)
 
 
 def _recorded_frame(folder: Path, given: ChosenFrame | None) -> ChosenFrame | None:
