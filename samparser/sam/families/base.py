@@ -153,6 +153,9 @@ class Family(ABC):
             )
         # A checkpoint that serves several classes may name another one's type.
         model.config.model_type = self.model_types[0]
+        # One whose config lies within another one's, as SAM 3's, does not learn where it comes from by itself: adapters
+        # record it as their base.
+        model.name_or_path = model.config.name_or_path = str(source)
         return model.eval()
 
     def model_from_config(self, config: Any) -> nn.Module:

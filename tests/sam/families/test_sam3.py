@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import Sam3VideoConfig
 
+from samparser.methods import build, load_model
 from samparser.sam import family_of, load_sam
 from samparser.sam.families import Sam3Tracker
 from tests.sam.tiny import make_tiny, sam3_parts
@@ -39,9 +40,15 @@ def test_the_published_checkpoint_is_loaded_without_detector_and_memory(tmp_path
     assert torch.equal(masks(loaded), masks(model))
     images = processor.image_processor
     assert (images.size["height"], images.mask_size["height"], images.image_mean) == (56, 16, [0.5, 0.5, 0.5])
+    assert loaded.name_or_path == loaded.config.name_or_path == str(tmp_path)
     loaded.save_pretrained(tmp_path / "again")
     processor.save_pretrained(tmp_path / "again")
     assert torch.equal(masks(load_sam(tmp_path / "again")[0]), masks(model))
+
+    build("samparser-coefficients", loaded).save_pretrained(tmp_path / "adapter")
+    with pytest.warns(UserWarning, match="has no preprocessor_config.json"):
+        again, _ = load_model(tmp_path / "adapter")
+    assert torch.equal(masks(again), masks(model))
 
 
 def test_the_embedding_for_no_memory_has_no_effect_in_transformers_as_it_is():
