@@ -23,6 +23,7 @@ from torch import nn
 
 from samparser._words import did_you_mean
 from samparser.sam.changes import mark_tuned
+from samparser.sam.families import family_of
 from samparser.tuner import awaited_terms, placeholder_terms
 
 from .restoring import unchanged_on_error
@@ -136,7 +137,7 @@ def build(name: str, model: nn.Module, **options: Any) -> nn.Module:
 
     Raises:
         ValueError: The method is unknown, or the model was already given to a method.
-        TypeError: The method has no such option, or does not know this kind of model.
+        TypeError: The method has no such option, or the model is of no family or lacks what the method trains.
     """
     chosen = get_method(name)
     unknown = sorted(set(options) - set(chosen.options))
@@ -145,6 +146,7 @@ def build(name: str, model: nn.Module, **options: Any) -> nn.Module:
             f"Method {name!r} has no option {', '.join(map(repr, unknown))}. "
             + (f"Its options are {chosen.options}." if chosen.options else "It has no options.")
         )
+    family_of(model, f"Method {name!r}")
     refuse_tuned(model, f"method {name!r}")
     options = {**chosen.options, **options}
     try:

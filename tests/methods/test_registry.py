@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -107,19 +109,26 @@ def test_a_method_on_a_peft_model_is_refused(tiny_sam):
         build("decoder", model)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("decoder", "This Sequential has no mask_decoder; its parts are 0"),
-        ("lora", "Method 'lora' needs a SamModel.*got a Sequential"),
-        ("adapter", "Method 'adapter' needs a SamModel.*got a Sequential"),
-        ("full-neck", "A method that trains the neck needs a SamModel.*got a Sequential"),
-    ],
-)
-def test_a_model_without_the_parts_is_refused_by_what_it_lacks(name, message):
+@pytest.mark.parametrize("name", METHODS)
+def test_a_model_of_no_family_is_refused_by_name(name):
     model = nn.Sequential(nn.Linear(2, 2))
-    with pytest.raises(TypeError, match=message):
+    with pytest.raises(TypeError, match=rf"Method {name!r} needs a SamModel.*got a Sequential".replace("+", r"\+")):
         build(name, model)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_the_tuner_alone_works_on_is_refused_with_what_can_be_done(name):
+    class Sam3Model(nn.Module):
+        config = SimpleNamespace(model_type="sam3")
+
+    with pytest.raises(TypeError, match=r"got a Sam3Model\. Its boxes are exemplars.*The tuner itself works on it"):
+        build(name, Sam3Model())
+
+
+def test_a_model_without_the_part_is_refused_by_what_it_lacks(tiny_sam):
+    del tiny_sam.mask_decoder
+    with pytest.raises(TypeError, match=r"This SamModel has no mask_decoder; its parts are shared_image_embedding"):
+        build("decoder", tiny_sam)
 
 
 def test_a_model_with_another_attention_is_refused_by_what_it_has(tiny_sam):
