@@ -82,7 +82,7 @@ def score_instances(sample: Sample, predicted_masks: np.ndarray | Sequence[np.nd
             raise ValueError(
                 f"The mask predicted for instance {instance.id} of {sample.name} is {predicted.dtype} of shape "
                 f"{predicted.shape}; scoring needs bool of the original size {(height, width)}. predict() gives that; "
-                "SamModel's own pred_masks are logits at a quarter of the input."
+                "The model's own pred_masks are logits, smaller than its input."
             )
         x0, y0, x1, y1 = instance.box
         truth, inside = instance.mask, predicted[y0:y1, x0:x1]

@@ -225,7 +225,7 @@ def _check(logits: Tensor, targets: Tensor, instance_valid: Tensor, pixel_valid:
     if logits.ndim != 4 or not logits.is_floating_point():
         raise ValueError(
             f"logits must be floating point of shape (B, N, h, w); got {logits.dtype} of shape {tuple(logits.shape)}. "
-            "SamModel's pred_masks are (B, N, 1, h, w): pass pred_masks[:, :, 0]."
+            "The model's pred_masks are (B, N, 1, h, w): pass pred_masks[:, :, 0]."
         )
     height, width = logits.shape[-2:]
     if targets.shape[:2] != logits.shape[:2] or targets.ndim != 4:

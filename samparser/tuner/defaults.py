@@ -1,4 +1,4 @@
-"""Default targets by model type: the convolutions of the neck of every SAM of transformers."""
+"""Default targets by model type, as each method of PEFT has them: the convolutions of every SAM's neck."""
 
 from __future__ import annotations
 

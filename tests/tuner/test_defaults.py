@@ -9,6 +9,7 @@ from torch import nn
 from samparser import SVDCoefficientConfig
 from samparser.tuner import unused_coefficients
 from samparser.tuner.defaults import MODEL_TYPES, default_targets
+from tests.sam.tiny import sam3_parts
 from tests.tuner.models import layers
 
 NECK = "vision_encoder.neck"
@@ -19,40 +20,9 @@ def projections(levels: int) -> list[str]:
     return [f"{NECK}.fpn_layers.{level}.proj{part}" for level in range(levels) for part in (1, 2)]
 
 
-def tracker_config(scale_factors: tuple[float, ...] = FOUR_LEVELS) -> transformers.Sam3TrackerConfig:
-    return transformers.Sam3TrackerConfig(
-        vision_config={
-            "model_type": "sam3_vision_model",
-            "backbone_config": {
-                "model_type": "sam3_vit_model",
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "image_size": 56,
-                "patch_size": 14,
-                "window_size": 2,
-                "global_attn_indexes": [1],
-                "pretrain_image_size": 28,
-            },
-            "fpn_hidden_size": 32,
-            "scale_factors": list(scale_factors),
-            "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
-        },
-        prompt_encoder_config={"hidden_size": 32, "image_size": 56, "patch_size": 14, "mask_input_channels": 4},
-        mask_decoder_config={
-            "hidden_size": 32,
-            "mlp_dim": 48,
-            "num_attention_heads": 2,
-            "iou_head_hidden_dim": 16,
-            "num_hidden_layers": 2,
-        },
-    )
-
-
 def tracker(scale_factors: tuple[float, ...] = FOUR_LEVELS) -> nn.Module:
     torch.manual_seed(0)
-    model = transformers.Sam3TrackerModel(tracker_config(scale_factors))
+    model = transformers.Sam3TrackerModel(transformers.Sam3TrackerConfig(**sam3_parts(scale_factors)))
     with torch.no_grad():  # As drawn, most of what a layer gives would be lost to rounding.
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 
 from samparser.sam import FAMILIES, count_coefficients, neck_targets
 from samparser.sam.families.registry import TUNER_ONLY
+from samparser.tuner.defaults import default_targets
 from tests.sam.tiny import TinyStagesConfig, sam3_parts
 
 # Sizes of the published SAM encoders that change their neck; the rest of each configuration is transformers' default.
@@ -50,6 +51,19 @@ def test_the_neck_of_each_family_has_as_many_coefficients_as_the_table_says(clas
     assert count_coefficients(model) == count
     modules = dict(model.named_modules())
     assert all(isinstance(modules[name], torch.nn.Conv2d) for name in neck_targets(model))
+
+
+@pytest.mark.parametrize(("class_name", "size"), [case[:2] for case in CASES])
+def test_the_default_targets_of_the_tuner_are_the_convolutions_of_the_neck(class_name, size):
+    if not hasattr(transformers, class_name):
+        pytest.skip(f"this version of transformers has no {class_name}")
+    model = meta_model(class_name, size)
+    model_type = model.config.model_type
+    named = tuple(f"{target}." for target in default_targets(model_type, model.config.to_dict()))
+    convolutions = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Conv2d)]
+    assert [name for name in convolutions if f"{name}.".startswith(named)] == neck_targets(
+        model
+    )
 
 
 def test_every_family_of_the_table_has_a_counted_size():
