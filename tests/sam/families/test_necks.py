@@ -61,9 +61,7 @@ def test_the_default_targets_of_the_tuner_are_the_convolutions_of_the_neck(class
     model_type = model.config.model_type
     named = tuple(f"{target}." for target in default_targets(model_type, model.config.to_dict()))
     convolutions = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Conv2d)]
-    assert [name for name in convolutions if f"{name}.".startswith(named)] == neck_targets(
-        model
-    )
+    assert [name for name in convolutions if f"{name}.".startswith(named)] == neck_targets(model)
 
 
 def test_every_family_of_the_table_has_a_counted_size():
