@@ -340,31 +340,6 @@ def test_a_check_of_adapters_is_refused_for_a_whole_model(failing, check, toy_co
         assert f"is a whole model, so {check}=False has no use. Leave it out." in failing(*command)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "train --model {model} --data {data} --output_dir {out}",
-        "evaluate {model} --data {data}",
-        "evaluate {adapter} --base {model} --data {data}",
-        "predict {model} {data}/val --grid 2 --output {out}",
-        "merge {adapter} {out} --base {model}",
-        "inspect {adapter} --base {model} --output {out}",
-        "compare {experiment} --data_root {data} --output {out}",
-    ],
-)
-def test_what_the_tuner_alone_works_on_is_refused_by_every_command(failing, adapter, toy_coco, tmp_path, command):
-    model, experiment, out = tmp_path / "sam3", tmp_path / "costs.json", tmp_path / "out"
-    model.mkdir()
-    (model / "config.json").write_text(json.dumps({"model_type": "sam3"}))
-    content = {"name": "costs", "title": "Costs", "model": str(model), "methods": [{"method": "decoder"}]}
-    experiment.write_text(json.dumps(content))
-    places = {"model": model, "adapter": adapter, "data": toy_coco, "experiment": experiment, "out": out}
-    message = failing(*(word.format(**places) for word in command.split()))
-    assert "Its boxes are exemplars of a concept" in message
-    assert "The tuner itself works on it: load it with transformers (Sam3Model)" in message
-    assert not out.exists()
-
-
 def test_merging_what_is_no_adapter_says_what_it_is(failing, adapter, tiny_sam_folder, tmp_path):
     assert "is a whole model already, so there is nothing to merge" in failing("merge", tiny_sam_folder, tmp_path / "m")
     assert f"Did you mean {adapter}?" in failing("merge", adapter.parent, tmp_path / "m")
