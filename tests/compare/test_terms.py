@@ -55,6 +55,7 @@ def test_terms_count_as_trained_in_results_costs_and_files_alike(finished):
         assert result["trained"]["total"] == report.costs[row]["trained"] == numbers_in(adapter) == count
         assert result["trained"]["bytes"] == report.costs[row]["bytes"] == size
         assert (output / "runs" / f"toy--{row}--seed0" / "expansion.json").is_file()
+        assert "share of the gradient's signal" in (output / "logs" / f"toy--{row}--seed0.log").read_text()
 
 
 def test_terms_train_from_the_cache_in_the_neck_and_from_pixels_in_the_attention_layers(finished):
