@@ -70,6 +70,7 @@ def refuse_other_types(values: Any) -> None:
         value = getattr(values, name)
         if not fits(value, hints[name]):
             declared = re.sub(r"typing\.|<class '|'>", "", str(hints[name]))
+            declared = re.sub(r"^(?:Optional\[)?Literal\[(.*?)\](?:\]| \| None)$", r"None or one of \1", declared)
             raise ValueError(f"{name}={shown(value)} is not possible; it has to be {declared}.")
 
 

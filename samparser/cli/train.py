@@ -12,6 +12,7 @@ from samparser._untrusted import parse_json
 from samparser._words import count
 from samparser.data import DataSettings
 from samparser.methods import METHODS, build, describe, save_trained
+from samparser.methods.coefficients import ChosenKind
 from samparser.methods.registry import get_method
 from samparser.prompts import PromptSettings
 from samparser.sam import load_sam
@@ -32,13 +33,13 @@ class TrainCommand:
     method_options: str = option(
         'Options of the method as JSON, for instance \'{"parametrization": "relative"}\'.', "{}"
     )
-    expansion: str | None = option(
+    expansion: ChosenKind | None = option(
         "Also train terms along frozen directions, chosen by one pass over training images: pairs of the layers' own "
         "bases (a few hundred bytes), gradient directions, or random ones as a control. The share of the gradient that "
         "the trained numbers see is printed before training.",
         None,
     )
-    expansion_rank: int | None = option("Terms for each layer; not given: 64 pairs, or 4 directions.", None)
+    expansion_rank: int | None = option("Terms of each layer; not given: 64 pairs, or 4 directions.", None)
     frame: ChosenFrame | None = option(FRAME, None)
     train_split: str = option("Split to train on.", "train")
     eval_split: str = option("Split to score on; 'none': do not score.", "val")
@@ -131,7 +132,11 @@ def _method_options(command: TrainCommand) -> dict[str, Any]:
             continue
         if name not in get_method(command.method).options:
             able = ", ".join(method for method, known in METHODS.items() if name in known.options)
-            raise ValueError(f"Method {command.method!r} has no --{name}; these have it: {able}.")
+            own = ", ".join(get_method(command.method).options) or "none"
+            raise ValueError(
+                f"Method {command.method!r} has no --{name}; these have it: {able}. Its own options, for "
+                f"--method_options, are: {own}."
+            )
         if name in options:
             raise ValueError(f"{name} is given twice, as --{name} and in --method_options.")
         options[name] = given

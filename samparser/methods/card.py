@@ -21,13 +21,14 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors import safe_open
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from samparser._files import replacing
 from samparser._untrusted import fits, read_json, shown
 from samparser._version import __version__
 from samparser.sam.families import FAMILIES
+
+from .card_numbers import count_trained, read_terms, what_they_saw, what_trains
 
 BEGIN = "<!-- samparser: from here to the end marker, every save writes this anew. Your own text goes outside. -->"
 END = "<!-- samparser: end -->"
@@ -64,6 +65,10 @@ class CardInfo:
     """Size of the adapter's file."""
     frame: str | None = None
     """How the base takes images, where that was chosen when it was loaded: "squashed"."""
+    expansion: str | None = None
+    """The kind of the terms that were trained: "pairs"."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """The share of the gradient's signal that the numbers saw, by layer: {"vision_encoder.neck.conv1": 0.56}."""
 
 
 def read_info(folder: str | Path) -> CardInfo:
@@ -86,9 +91,10 @@ def read_info(folder: str | Path) -> CardInfo:
         base_class=mapping.get("base_model_class"),
         base_library=mapping.get("parent_library"),
         target_modules=[targets] if isinstance(targets, str) else sorted(targets),
-        trained=_count_trained(folder / SAFETENSORS_WEIGHTS_NAME, config),
+        trained=count_trained(folder / SAFETENSORS_WEIGHTS_NAME, config),
         adapter_bytes=(folder / SAFETENSORS_WEIGHTS_NAME).stat().st_size,
         frame=_chosen_frame(folder),
+        **read_terms(config),
     )
 
 
@@ -97,35 +103,6 @@ def _chosen_frame(folder: Path) -> str | None:
     content = read_json(path) if path.is_file() else None
     frame = content.get("frame") if isinstance(content, dict) else None
     return frame if isinstance(frame, str) else None
-
-
-def _count_trained(path: Path, config: Mapping[str, Any]) -> dict[str, int]:
-    """Trained parameters in an adapter's file by kind, told from the tensors' names."""
-    bases_trained = config.get("trainable", "coefficients") != "coefficients"
-    counts: dict[str, int] = {}
-    with safe_open(path, framework="numpy") as file:
-        names = file.keys()
-        for name in names:
-            kind = _kind(name, config.get("modules_to_save") or [], bases_trained)
-            if kind is not None:
-                size = 1
-                for side in file.get_slice(name).get_shape():
-                    size *= side
-                counts[kind] = counts.get(kind, 0) + size
-    # What the method is about comes first.
-    return dict(sorted(counts.items(), key=lambda item: item[0] != "coefficients"))
-
-
-def _kind(name: str, modules_to_save: Sequence[str], bases_trained: bool) -> str | None:
-    """The kind of trained parameter a tensor is; None for what is saved and not trained."""
-    parts = name.split(".")
-    own = next((part for part in parts if part.startswith("svd_coefficient_")), None)
-    if own is not None:
-        what = own.removeprefix("svd_coefficient_")
-        if what in ("u", "vh"):
-            return "bases" if bases_trained else None
-        return None if what == "p0" else "coefficients"
-    return next((module for module in modules_to_save if f".{module}." in f".{name}."), "other parameters")
 
 
 def model_card(info: CardInfo, existing: str | None = None) -> str:
@@ -329,15 +306,15 @@ def _what_it_is(info: CardInfo) -> str:
     detail = f" ({parts})" if len(info.trained) > 1 else ""
     return f"""\
 An adapter for {link}, trained with [SAM-PARSER]({_PAPER}): each adapted weight is split once, `W = U diag(p) Vh`; the
-bases `U` and `Vh` stay frozen and the coefficients `p` are trained.
+bases `U` and `Vh` stay frozen and {what_trains(info.trained, info.expansion)} are trained.
 
 - Trained parameters: {total:,}{detail}
 - Adapted modules: {_modules(info.target_modules)}
-- Size of the adapter's file: {info.adapter_bytes:,} bytes"""
+- Size of the adapter's file: {info.adapter_bytes:,} bytes{what_they_saw(info.shares)}"""
 
 
 def _is_module(kind: str) -> bool:
-    return kind not in ("coefficients", "bases", "other parameters")
+    return kind not in ("coefficients", "terms", "bases", "other parameters")
 
 
 def _modules(names: Sequence[str], shown: int = 8) -> str:

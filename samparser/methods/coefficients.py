@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from peft import get_peft_model
 from torch import nn
 
@@ -10,6 +12,9 @@ from samparser.tuner import SVDCoefficientConfig
 
 from .registry import method
 from .sam_parts import mask_decoder, skip_convolutions, transformer_linear_names, transposed_convolutions
+
+ChosenKind = Literal["pairs", "gradient", "random"]
+"""The kinds of an expansion that a method can be given."""
 
 
 @method(
@@ -148,8 +153,11 @@ def terms_of(expansion: str | None, rank: int | None, **fields: object) -> dict[
     """Return the configuration of an expansion; nothing for none.
 
     Raises:
-        ValueError: A rank is given, but no expansion.
+        ValueError: There is no such kind of expansion, or a rank is given and no expansion.
     """
+    kinds = get_args(ChosenKind)
+    if expansion is not None and expansion not in kinds:
+        raise ValueError(f"There is no expansion {expansion!r}: give {', '.join(kinds[:-1])} or {kinds[-1]}.")
     if expansion is None and rank is not None:
         raise ValueError(f"There is no expansion to have {rank} terms: give pairs, gradient or random as well.")
     return {} if expansion is None else {"expansion": expansion, "expansion_rank": rank, **fields}

@@ -35,8 +35,7 @@ def expansion(
     4 directions. `decoder`: also train the mask decoder. `parametrization`: relative numbers have the unit of the mean
     coefficient.
     """
-    stored = {} if kind == "pairs" else {"expansion_dtype": dtype}
-    terms = terms_of(kind, rank, **stored)
+    terms = terms_of(kind, rank, expansion_dtype=dtype)
     return tune(model, neck_targets(model), decoder, trainable="expansion", parametrization=parametrization, **terms)
 
 
@@ -63,8 +62,10 @@ def attention(
     leading coefficients alone. `decoder`: also train the mask decoder.
     """
     sites = attention_layers(model, "attention")
-    if blocks is not None and not 1 <= blocks <= len(sites):
-        raise ValueError(f"blocks={blocks} must lie between 1 and {len(sites)}, the attention layers of this model.")
+    if blocks is not None and (type(blocks) is not int or not 1 <= blocks <= len(sites)):
+        raise ValueError(
+            f"blocks={blocks!r} must be a whole number from 1 to {len(sites)}, the attention layers of this model."
+        )
     if not coefficients and expansion is None:
         raise ValueError("Without coefficients and without an expansion nothing trains: give one of them.")
     chosen = sites if blocks is None else sites[-blocks:]

@@ -78,8 +78,8 @@ class AppliedMethod:
         name: Name of the method.
         options: Its options, all of them.
         trained: Names of the tensors that differ from the base model: parameters that train, also those of terms that
-            an expansion has yet to get, buffers that the
-            method added, and the running statistics of batch norms that train.
+            an expansion has yet to get, buffers that the method added, and the running statistics of batch norms that
+            train.
     """
 
     name: str
@@ -194,7 +194,7 @@ def set_applied_method(model: nn.Module, applied: AppliedMethod | None) -> None:
 
 
 def with_placeholders(model: nn.Module) -> nn.Module:
-    """Return a model of a method whose expansion has terms along arbitrary directions: to count and time its cost."""
+    """Give an expansion that waits for its directions arbitrary ones, and return the model: to count and time it."""
     adapter = getattr(model, "active_adapter", None)
     if isinstance(adapter, str):
         placeholder_terms(model, adapter)

@@ -11,7 +11,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from samparser.sam.changes import changes_before_neck
 
-from .choosing_terms import expansion_waits
+from .choosing_terms import check_terms, expansion_waits
 from .leakage import shared_image
 from .refused import refuse_sharding
 from .settings import TrainSettings
@@ -33,6 +33,7 @@ def check_request(
             "Nothing in this model requires a gradient, so there is nothing to train. Wrap it first, for instance with "
             "get_peft_model(model, SVDCoefficientConfig(target_modules=['neck'])) or build('samparser', model)."
         )
+    check_terms(model)
     if len(train_set) == 0:
         raise ValueError("The training set is empty: no image with an instance. `samparser data check` says why.")
     if eval_set is not None and len(eval_set) == 0:

@@ -149,8 +149,9 @@ def train(
             data = RandomlyFlipped(train_set, settings.seed) if settings.flip else train_set
             prompted = PromptedDataset(data, fed, prompts, seed=settings.seed)
             chosen = choose_terms(model, prompted, settings)
-            if chosen is not None and first_process:
-                keep_choice(folder, chosen, resume=resume, show=not settings.disable_tqdm)
+            if chosen is not None:
+                mine = folder if first_process else None
+                keep_choice(model, mine, chosen, resume=resume, show=not settings.disable_tqdm)
             arguments = _arguments(settings, folder, eval_set)
             trainer = _trainer(model, fed, prompted, eval_set, arguments, folder, eval_settings)
             if also is not None and settings.score_before:

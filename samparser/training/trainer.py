@@ -68,19 +68,16 @@ def parameter_groups(model: nn.Module, settings: TrainSettings) -> list[dict[str
     Weight decay pulls numbers to zero, which is where relative coefficients, offsets and terms start. Coefficients that
     train as they are start elsewhere: they are decayed in the paper's recipes alone, which do so.
     """
-    numbers = {id(p): name.rpartition(".svd_coefficient_")[2] for name, p in coefficient_parameters(model)}
-    kept = {id for id, name in numbers.items() if name.startswith("p.") and settings.recipe == "own"}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    numbers = {id(parameter): name for name, parameter in coefficient_parameters(model)}
+    as_they_are = {key for key, name in numbers.items() if ".svd_coefficient_p." in f".{name}"}
+    spared = as_they_are if settings.recipe == "own" else set()
     decay, coefficients = settings.weight_decay or 0.0, {"lr": settings.coefficient_lr, "name": "coefficients"}
+    others = {"lr": settings.learning_rate, "name": "others", "weight_decay": decay}
     groups = [
-        {"params": [p for p in trained if id(p) in numbers.keys() - kept], **coefficients, "weight_decay": decay},
-        {"params": [p for p in trained if id(p) in kept], **coefficients, "weight_decay": 0.0},
-        {
-            "params": [p for p in trained if id(p) not in numbers],
-            "lr": settings.learning_rate,
-            "name": "others",
-            "weight_decay": decay,
-        },
+        {"params": [p for p in trained if id(p) in numbers.keys() - spared], **coefficients, "weight_decay": decay},
+        {"params": [p for p in trained if id(p) in spared], **coefficients, "weight_decay": 0.0},
+        {"params": [p for p in trained if id(p) not in numbers], **others},
     ]
     return [group for group in groups if group["params"]]
 

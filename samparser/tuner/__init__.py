@@ -16,6 +16,7 @@ from .training_loop import (
     coefficients,
     expansion_terms,
     placeholder_terms,
+    take_pairs,
     unused_coefficients,
     warn_of_unused_coefficients,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "expansion_terms",
     "initialize_expansion",
     "placeholder_terms",
+    "take_pairs",
     "unused_coefficients",
     "warn_of_unused_coefficients",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -137,6 +138,43 @@ def placeholder_terms(model: nn.Module, adapter_name: str = "default") -> None:
         expansion = Expansion(1.0, number % rank, (number + 1 + number // rank) % rank, 0 if paired else count)
         layer.set_expansion(adapter_name, expansion, wanted.dtype)
         layer.svd_coefficient_c[adapter_name].requires_grad_(adapter_name in layer.active_adapters)
+
+
+def take_pairs(model: nn.Module, pairs: Mapping[str, Sequence[Sequence[int]]], adapter_name: str = "default") -> None:
+    """Put other pairs of bases in the place of those that were chosen; the numbers of the terms stay.
+
+    For a run that goes on, and for processes that train together: where two pairs see as good as equally much of the
+    gradient, rounding decides between them, and numbers that were trained for one are wrong for the other.
+
+    Args:
+        model: A model with the adapter, which has its terms.
+        pairs: The pairs (i, j) of each layer that has terms, as `expansion_terms` gives them.
+        adapter_name: The adapter.
+
+    Raises:
+        ValueError: The layers or the numbers of pairs are others, or an index is that of no base. Nothing has changed.
+    """
+    expanded = {
+        name: layer
+        for name, layer in _layers_with(model, adapter_name).items()
+        if (expansion := layer.states[adapter_name].expansion) is not None and expansion.count
+    }
+    if pairs.keys() != expanded.keys():
+        raise ValueError(
+            f"The pairs are those of {_shown([*pairs]) or 'no layer'}, but the terms are in {_shown([*expanded])}."
+        )
+    taken = {}
+    for name, layer in expanded.items():
+        expansion = layer.states[adapter_name].expansion
+        assert expansion is not None
+        indices = torch.tensor(pairs[name], dtype=torch.int64, device=layer.bases.u.device).reshape(-1, 2)
+        if len(indices) != len(expansion.rows):
+            raise ValueError(f"{name} has {len(expansion.rows)} pairs of bases, and {len(indices)} are given.")
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < layer.bases.rank:
+            raise ValueError(f"{name} has {layer.bases.rank} bases, counted from 0, but the pairs name others.")
+        taken[name] = replace(expansion, rows=indices[:, 0].contiguous(), columns=indices[:, 1].contiguous())
+    for name, layer in expanded.items():
+        layer.states[adapter_name].expansion = taken[name]
 
 
 def unused_coefficients(model: nn.Module) -> list[str]:

@@ -78,6 +78,38 @@ def test_train_evaluate_merge_and_predict_in_a_row(capsys, tiny_sam_folder, toy_
         assert picture.size[0] >= 64
 
 
+@pytest.mark.parametrize("kind", ["pairs", "gradient"])
+def test_an_expansion_trains_and_is_scored_merged_and_used_like_any_adapter(
+    capsys, tiny_sam_folder, toy_coco, tmp_path, kind
+):
+    words = (
+        "--method",
+        "samparser-coefficients",
+        "--expansion",
+        kind,
+        "--expansion_rank",
+        3,
+        "--cache",
+        tmp_path / "f",
+    )
+    status, out, _ = run(capsys, *quick(tiny_sam_folder, toy_coco, tmp_path / "run", *words, "--disable_tqdm", "false"))
+    assert status == 0
+    assert "62 parameters trained (62 in the neck)" in out
+    assert "chosen on 3 batches, measured on 3 others" in out
+    adapter = tmp_path / "run" / "adapter"
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    assert sum(tensor.numel() for name, tensor in tensors.items() if name[-2:] in ("_d", "_c")) == 62
+    assert "- Trained parameters: 62 (56 coefficients, 6 terms)" in (adapter / "README.md").read_text()
+    status, _, _ = run(capsys, "merge", adapter, tmp_path / "merged")
+    assert status == 0
+    scores = []
+    for name, path in (("tuned", adapter), ("merged", tmp_path / "merged")):
+        assert run(capsys, "evaluate", path, "--data", toy_coco, "--output", tmp_path / name)[0] == 0
+        scores.append((tmp_path / name / "scores.csv").read_text())
+    assert scores[0] == scores[1] != run(capsys, "evaluate", tiny_sam_folder, "--data", toy_coco)[1]
+    assert run(capsys, "predict", adapter, toy_coco / "val", "--output", tmp_path / "masks", "--grid", 2)[0] == 0
+
+
 def test_a_merged_model_works_in_the_mask_generation_pipeline_of_transformers(
     capsys, toy_coco, trained, tmp_path, monkeypatch
 ):

@@ -53,6 +53,29 @@ def training(model: Path, data: Path, output: Path) -> list[str]:
     return ["train", *places, "--max_steps", "1", "--report_to", "none", "--eval_strategy", "no"]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--expansion", "pair"], "choose from 'pairs', 'gradient', 'random'"),
+        (["--expansion_rank", "4"], "There is no expansion to have 4 terms: give pairs, gradient or random as well"),
+        (["--expansion", "pairs", "--method_options", '{"expansion": "random"}'], "expansion is given twice, as"),
+        (
+            ["--method", "expansion", "--expansion", "pairs"],
+            "Method 'expansion' has no --expansion; these have it: samparser, samparser-coefficients, attention. Its "
+            "own options, for --method_options, are: kind, rank, dtype, decoder, parametrization.",
+        ),
+        (["--method", "zero-shot", "--expansion", "pairs"], "for --method_options, are: none."),
+        (["--expansion", "pairs", "--expansion_rank", "553"], "conv1 allows 552 of the kind 'pairs' at most"),
+    ],
+    ids=["kind", "rank-alone", "twice", "method", "no-options", "too-many"],
+)
+def test_an_expansion_that_cannot_be_is_named_and_leaves_nothing(
+    failing, tiny_sam_folder, toy_coco, tmp_path, options, message
+):
+    assert message in failing(*training(tiny_sam_folder, toy_coco, tmp_path / "run"), *options)
+    assert not (tmp_path / "run").exists()
+
+
 def edit_annotations(data: Path, change, split: str = "train") -> None:
     path = data / "annotations" / f"instances_{split}.json"
     content = json.loads(path.read_text())

@@ -11,7 +11,11 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import save_file
 
 import samparser
+from samparser.methods import build, save_trained
 from samparser.methods.card import BEGIN, END, CardInfo, add_scores, model_card, read_info, write_card
+from samparser.tuner import expansion_terms
+
+from .conftest import train_a_little
 
 INFO = CardInfo(
     base_model="facebook/sam-vit-base",
@@ -87,6 +91,51 @@ def test_saved_bases_count_as_trained_only_where_they_are(adapter):
     config = json.loads((adapter / "adapter_config.json").read_text()) | {"trainable": "both"}
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     assert read_info(adapter).trained["bases"] == 256 * 256
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "options", "trained", "said"),
+    [
+        ("pairs", "expansion", {"rank": 5}, {"terms": 10}, "and the numbers `c` of terms `c u_i v_j`, pairs"),
+        (
+            "gradient",
+            "expansion",
+            {"kind": "gradient", "rank": 2},
+            {"terms": 4},
+            "`c a b` along directions of the grad",
+        ),
+        (
+            "random",
+            "samparser-coefficients",
+            {"expansion": "random", "expansion_rank": 2},
+            {"coefficients": 56, "terms": 4},
+            "and the coefficients `p` and the numbers `c` of terms `c a b` along random directions",
+        ),
+    ],
+    ids=["pairs", "gradient", "both"],
+)
+def test_the_card_of_an_expansion_counts_what_trained_and_says_what_it_saw(
+    tmp_path, tiny_sam, tiny_inputs, kind, method, options, trained, said
+):
+    model = build(method, tiny_sam, **options)
+    train_a_little(model, tiny_inputs)
+    save_trained(model, tmp_path)
+    info = read_info(tmp_path)
+    assert info.trained == trained
+    assert info.expansion == kind
+    assert info.shares == {name: terms.share["all"] for name, terms in expansion_terms(model).items()}
+    text = (tmp_path / "README.md").read_text()
+    assert said in text
+    assert f"- Trained parameters: {sum(trained.values())}" in text
+    assert f"saw before training: {100 * info.shares['vision_encoder.neck.conv1']:.1f} % in `vision_enc" in text
+
+
+@pytest.mark.parametrize("record", [3, {"a": 3}, {"a": {"share": 3}}, {"a": {"share": {"all": "x"}}}], ids=str)
+def test_a_record_of_shares_that_is_none_is_left_out(adapter, record):
+    config = json.loads((adapter / "adapter_config.json").read_text()) | {"expansion_record": record}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    assert read_info(adapter).shares == {}
+    assert "saw before training" not in write_card(adapter).read_text()
 
 
 @pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])

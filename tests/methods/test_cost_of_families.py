@@ -58,6 +58,12 @@ BESIDE_THE_DECODER = {
     "bases": {"sam_hq": 917_504, "sam2-tiny": 545_792, "edgetam": 298_240, "sam3_tracker": 2_621_440},
     "bases+coefficients": {"sam_hq": 918_016, "sam2-tiny": 546_592, "edgetam": 298_832, "sam3_tracker": 2_622_976},
 }
+# With the decoder frozen.
+ALONE = {
+    "expansion": {"sam_hq": 128, "sam2-tiny": 256, "edgetam": 256, "sam3_tracker": 384},
+    "attention": {"sam_hq": 18_432, "sam2-tiny": 8_736, "edgetam": None, "sam3_tracker": 131_072},
+    "lora-neck": {"sam_hq": 3_584, "sam2-tiny": 2_464, "edgetam": None, "sam3_tracker": 10_240},
+}
 
 
 def trained(method, name, **options):
@@ -92,6 +98,19 @@ def test_every_method_trains_so_many_parameters_beside_the_decoder(method, name,
         found = trained(method, name)
         assert found.pop("mask decoder") == DECODER[name]
         assert sum(found.values()) == count
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "count"), [(method, name, count) for method, row in ALONE.items() for name, count in row.items()]
+)
+def test_methods_that_leave_the_decoder_frozen_train_so_many(method, name, count):
+    if count is None:
+        with pytest.raises(TypeError, match=f"Method '{method}'"):
+            trained(method, name)
+    else:
+        found = trained(method, name)
+        assert sum(found.values()) == count
+        assert trained(method, name, decoder=True) == {**found, "mask decoder": DECODER[name]}
 
 
 def test_the_decoder_has_as_many_parameters_in_every_size():
@@ -166,7 +185,7 @@ def test_the_page_of_methods_has_these_counts():
         "`samparser`, `samparser-coefficients`": [NECK[name] for name in families],
         **{
             f"`{name}`": [row.get(family, "the rest") for family in families]
-            for name, row in BESIDE_THE_DECODER.items()
+            for name, row in (BESIDE_THE_DECODER | ALONE).items()
         },
     }
     shown = {

@@ -67,6 +67,7 @@ def test_two_processes_with_one_image_each_take_the_steps_of_one_process_with_tw
     one, two = tmp_path / "one", tmp_path / "two"
     # Adam divides by the gradient's size, which blows rounding up where a gradient is close to zero: small steps.
     more = ("--num_train_epochs", "2", "--eval_split", "val", "--learning_rate", "1e-4", "--coefficient_lr", "1e-3")
+    more += ("--expansion", "pairs", "--expansion_rank", "3", "--expansion_images", "4", "--disable_tqdm", "false")
     more += ("--also", str(write_toy_coco(tmp_path / "other", images=3, seed=5)))
     config = Path(__file__).parents[2] / "examples" / "launch" / "two_cpu_processes.yaml"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "-m"]
@@ -79,6 +80,10 @@ def test_two_processes_with_one_image_each_take_the_steps_of_one_process_with_tw
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert main(arguments(tiny_sam_folder, toy_coco, one, *more, "--per_device_train_batch_size", "2")) == 0
+    assert done.stdout.count("share of the gradient's signal") == 1
+    pairs = [json.loads((folder / "expansion.json").read_text())["pairs"] for folder in (one, two)]
+    assert pairs[0] == pairs[1]
+    assert [len(chosen) for chosen in pairs[0].values()] == [3, 3]
     rows = [[row for row in RunFolder(folder).rows() if "loss" in row] for folder in (one, two)]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]] == [1, 2, 3, 4, 5, 6]
     for single, double in zip(*rows, strict=True):

@@ -84,7 +84,7 @@ def test_merged_disabled_projected_and_empty_layers_are_named():
         ({"expansion_dtype": "float16"}, "expansion_dtype='float16' is about the terms"),
         ({"trainable": "expansion"}, "trainable='expansion' is about the terms"),
         ({"expansion_record": {"lin0": {}}}, "expansion_record=.* is about the terms"),
-        ({"expansion": "all"}, "expansion='all' is not possible; it has to be"),
+        ({"expansion": "all"}, "expansion='all' is not possible; it has to be None or one of 'pairs', 'gradient', '"),
         ({"expansion": "mixed"}, "expansion='mixed' is what a sum of adapters has; choose 'pairs'"),
         ({"expansion": "pairs", "expansion_rank": 0}, "expansion_rank=0 has to be a whole number of at least 1"),
         ({"expansion": "pairs", "expansion_rank": {}}, "expansion_rank is an empty dictionary"),

@@ -1,4 +1,4 @@
-"""Warnings of what goes wrong quietly."""
+"""Warnings of what goes wrong quietly, and pairs that take the place of others."""
 
 import copy
 import warnings
@@ -10,7 +10,8 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from samparser import SVDCoefficientConfig
-from samparser.tuner import unused_coefficients, warn_of_unused_coefficients
+from samparser.tuner import expansion_terms, take_pairs, unused_coefficients, warn_of_unused_coefficients
+from tests.tuner.expanded import expanded, initialize, waiting
 from tests.tuner.models import MLP, TARGETS, batch, make, output
 
 
@@ -212,3 +213,34 @@ def test_a_model_that_raises_when_asked_for_embeddings_has_nothing_tied(tmp_path
     loaded = PeftModel.from_pretrained(twin, tmp_path)
     assert torch.equal(output(loaded, x), output(model, x))
     assert torch.equal(output(loaded.merge_and_unload(), x), output(model, x))
+
+
+def test_pairs_of_another_run_take_the_place_of_those_that_were_chosen():
+    model, other = expanded("MLP"), waiting("MLP", expansion_rank=2)
+    initialize(other, "MLP", first=50)
+    chosen = {name: terms.pairs.tolist() for name, terms in expansion_terms(other).items()}
+    mine = expansion_terms(model)
+    assert chosen != {name: terms.pairs.tolist() for name, terms in mine.items()}
+    take_pairs(model, chosen)
+    for name, terms in expansion_terms(model).items():
+        assert terms.pairs.tolist() == chosen[name]
+        assert torch.equal(terms.change, mine[name].change)
+        assert torch.equal(terms.left, expansion_terms(other)[name].left)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ({}, "The pairs are those of no layer, but the terms are in lin0, lin1"),
+        ({"lin0": [[0, 1]], "lin1": [[0, 1], [1, 0]]}, "lin0 has 2 pairs of bases, and 1 are given"),
+        ({"lin0": [[0, 1], [1, 2]], "lin1": [[0, -1], [1, 0]]}, r"lin1 has \d+ bases, counted from 0"),
+        ({"lin0": [[0, 1], [1, 2]], "lin1": [[0, 99], [1, 0]]}, r"lin1 has \d+ bases, counted from 0"),
+    ],
+    ids=["layers", "count", "negative", "large"],
+)
+def test_pairs_that_do_not_fit_are_named_and_change_nothing(pairs, message):
+    model = expanded("MLP")
+    before = expansion_terms(model)
+    with pytest.raises(ValueError, match=message):
+        take_pairs(model, pairs)
+    assert all(torch.equal(terms.pairs, before[name].pairs) for name, terms in expansion_terms(model).items())
