@@ -125,16 +125,16 @@ def mean_gain(points: dict[str, float]) -> str:
 def draw(
     models: dict[str, Any], processor: Any, test_set: SegmentationDataset, gained: dict[str, float], path: Path
 ) -> None:
-    """Draw the test images with the largest, the median and the smallest gain, as the models see them."""
+    """Draw the test images with the best, the median and the worst gain, as the models see them."""
     ranked = sorted(gained, key=lambda image: (gained[image], image), reverse=True)
     rows = []
-    chosen = {"largest": ranked[0], "median": ranked[len(ranked) // 2], "smallest": ranked[-1]}
+    chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
     for what, image in chosen.items():
         index = test_set.names.index(image)
         sample = test_set[index]
         boxes = prompts_for(sample, index, EvalSettings(eval_jitter=LOOSE))["boxes"]
         masks = {name: predict(model, processor, sample.image, boxes=boxes) for name, model in models.items()}
-        rows.append(CloseUp(sample.image, sample.masks, boxes, masks, f"{what} gain: {gained[image]:+.1f} points"))
+        rows.append(CloseUp(sample.image, sample.masks, boxes, masks, f"{what}: {gained[image]:+.1f} points"))
     draw_mistakes(rows, path)
 
 

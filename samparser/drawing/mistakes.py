@@ -57,15 +57,16 @@ def mistakes(image: np.ndarray, truth: np.ndarray, masks: np.ndarray, *, opacity
     return ((1 - opacity) * picture + opacity * colours).round().astype(np.uint8)
 
 
-def draw_mistakes(rows: Sequence[CloseUp], path: str | Path, *, side: int = 96) -> Path:
+def draw_mistakes(rows: Sequence[CloseUp], path: str | Path, *, side: int | None = None) -> Path:
     """Draw for each image the boxes that were given and, beside them, where each model is right and where it is not.
 
-    Below each picture stands the mean IoU over all objects of the image.
+    Below each picture stands the mean IoU over all objects of the image. Dark images are shown brighter than they are.
 
     Args:
         rows: From top to bottom; all of them with the same models.
         path: File to write; the suffix chooses the format.
-        side: Pixels of the image that are shown each way: the square with the most whole objects (`fullest_square`).
+        side: Pixels of the image that are shown each way, the square with the most whole boxes (`fullest_square`);
+            by default 4 times the longer side of the median box, so that objects of any size look alike.
 
     Returns:
         The path written.
@@ -83,12 +84,13 @@ def draw_mistakes(rows: Sequence[CloseUp], path: str | Path, *, side: int = 96) 
     for axis, name in zip(grid[0], ("the boxes given", *rows[0].predictions), strict=True):
         axis.set_title(name, fontsize=11)
     for row, axes in zip(rows, grid, strict=True):
-        view = fullest_square(row.boxes, row.image.shape[:2], side)
-        _draw(axes[0], row.image, row, view, boxes=True)
+        longer = np.median((row.boxes[:, 2:] - row.boxes[:, :2]).max(axis=1))
+        view = fullest_square(row.boxes, row.image.shape[:2], side or round(4 * longer))
+        _draw(axes[0], _brightened(row.image), row, view, boxes=True)
         axes[0].set_ylabel(row.title, fontsize=11)
         for axis, masks in zip(axes[1:], row.predictions.values(), strict=True):
             _draw(axis, mistakes(row.image, row.truth, masks), row, view)
-            axis.set_xlabel(f"whole image: {percent_iou(row.truth, masks)}", fontsize=11)
+            axis.set_xlabel(f"mean IoU {percent_iou(row.truth, masks)}", fontsize=11)
     patch = require("matplotlib.patches", "Drawing figures").Patch
     legend = {"right": RIGHT, "too much": TOO_MUCH, "missed": MISSED}
     handles = [patch(facecolor=colour, label=word) for word, colour in legend.items()]
@@ -114,6 +116,10 @@ def fullest_square(boxes: np.ndarray, size: tuple[int, int], side: int) -> tuple
                 best, found = held, (y, x)
     y, x = found
     return slice(y, y + height), slice(x, x + width)
+
+
+def _brightened(image: np.ndarray) -> np.ndarray:
+    return (image * (255 / max(1, image.max()))).astype(np.uint8)
 
 
 def _draw(axis: Any, picture: np.ndarray, row: CloseUp, view: tuple[slice, slice], *, boxes: bool = False) -> None:

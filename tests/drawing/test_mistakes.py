@@ -41,22 +41,31 @@ def test_the_square_that_is_shown_holds_the_most_whole_boxes():
 
 def test_a_figure_shows_boxes_once_and_each_model_with_its_mean_iou(tmp_path, figures):
     image, truth = example()
+    image = image // 4
+    image[0, 0] = 85  # a third of what there could be
     boxes = np.array([[1, 1, 12, 12], [3, 4, 15, 15], [10, 10, 22, 22]], np.float32)
     nothing = np.zeros_like(truth)
     row = CloseUp(image, truth, boxes, {"before": nothing, "after": truth}, "median")
     draw_mistakes([row, row], tmp_path / "x.png", side=24)
     axes = figures[0].axes
     assert [axis.get_title() for axis in axes] == ["the boxes given", "before", "after", "", "", ""]
-    assert [axis.get_xlabel() for axis in axes[:3]] == ["", "whole image: 0.0 %", "whole image: 100.0 %"]
+    assert [axis.get_xlabel() for axis in axes[:3]] == ["", "mean IoU 0.0 %", "mean IoU 100.0 %"]
     assert [axes[0].get_ylabel(), axes[3].get_ylabel()] == ["median", "median"]
     view = fullest_square(boxes, image.shape[:2], 24)
-    assert np.array_equal(axes[0].get_images()[0].get_array(), image[view])
+    assert np.array_equal(axes[0].get_images()[0].get_array(), image[view] * 3)
     assert np.array_equal(axes[2].get_images()[0].get_array(), mistakes(image, truth, truth)[view])
     # A box in pixel edges: those of a pixel drawn at x reach from x - 0.5 to x + 0.5.
     first = axes[0].patches[0]
     assert (first.get_x(), first.get_width()) == (1 - view[1].start - 0.5, 11)
     assert [len(axis.patches) for axis in axes] == [3, 0, 0, 3, 0, 0]
     assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+def test_by_default_four_objects_fit_side_by_side(tmp_path, figures):
+    image, truth = np.zeros((200, 300, 3), np.uint8), np.zeros((2, 200, 300), dtype=bool)
+    boxes = np.array([[0, 0, 10, 20], [60, 50, 90, 55]])
+    draw_mistakes([CloseUp(image, truth, boxes, {"after": truth})], tmp_path / "x.png")
+    assert figures[0].axes[0].get_images()[0].get_array().shape == (100, 100, 3)  # 4 times the median of 20 and 30
 
 
 def test_rows_with_different_models_are_refused(tmp_path):

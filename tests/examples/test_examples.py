@@ -63,7 +63,7 @@ def test_the_quickstart_pairs_gains_by_image(quickstart):
     assert quickstart.mean_gain({"0.png": -1.26}) == "-1.3"
 
 
-def test_the_quickstart_draws_largest_median_and_smallest_gain_with_the_boxes_that_were_scored(
+def test_the_quickstart_draws_best_median_and_worst_gain_with_the_boxes_that_were_scored(
     quickstart, monkeypatch, tmp_path, toy_coco
 ):
     data = open_dataset(DataSettings(data=str(toy_coco)), "train")
@@ -74,9 +74,9 @@ def test_the_quickstart_draws_largest_median_and_smallest_gain_with_the_boxes_th
     quickstart.draw({}, None, data, gained, tmp_path / "x.png")
     ranked = sorted(gained.values(), reverse=True)
     places = (0, len(ranked) // 2, len(ranked) - 1)
-    words = ("largest", "median", "smallest")
+    words = ("best", "median", "worst")
     assert [row.title for row in drawn] == [
-        f"{word} gain: {ranked[place]:+.1f} points" for word, place in zip(words, places, strict=True)
+        f"{word}: {ranked[place]:+.1f} points" for word, place in zip(words, places, strict=True)
     ]
     first = data[data.names.index(max(gained, key=gained.get))]
     moved = drawn[0].boxes - first.boxes
