@@ -36,6 +36,8 @@ def test_the_square_that_is_shown_holds_the_most_whole_boxes():
     boxes = np.array([[0, 0, 30, 8], [61, 60, 69, 70], [70, 70, 79.5, 79.5], [40, 0, 50, 99]])
     rows, columns = fullest_square(boxes, (100, 120), 20)
     assert (rows, columns) == (slice(60, 80), slice(60, 80))
+    among_equals = fullest_square(np.array([[10, 10, 12, 12]]), (40, 40), 20)
+    assert among_equals == (slice(0, 20), slice(0, 20))
     assert fullest_square(boxes, (10, 120), 200) == (slice(0, 10), slice(0, 120))
 
 
