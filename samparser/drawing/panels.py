@@ -95,7 +95,7 @@ def draw_panels(rows: Sequence[Panel], path: str | Path, *, zoom: bool = True) -
         for name, panel in zip(names, axis[2:], strict=True):
             masks = row.predictions[name]
             picture = overlay(part, masks[:, *view], outlines=truth)
-            _draw(panel, picture, f"{name}: mean IoU {_percent(row.truth, masks)}")
+            _draw(panel, picture, f"{name}: mean IoU {percent_iou(row.truth, masks)}")
         axis[0].set_ylabel(row.title, fontsize=11 if len(row.title) < 24 else 8)
     legend = "an object has the same colour in all panels; thin outline on a prediction: its ground truth"
     figure.supxlabel(legend, fontsize=9, color="#444444")
@@ -160,7 +160,8 @@ def _draw(axis: Any, picture: np.ndarray, title: str) -> None:
         side.set_visible(False)
 
 
-def _percent(truth: np.ndarray, masks: np.ndarray) -> str:
+def percent_iou(truth: np.ndarray, masks: np.ndarray) -> str:
+    """Return the mean IoU of masks (N, H, W) with the truth, in per cent, as it is written beside a picture."""
     scores = []
     for number, (true, mask) in enumerate(zip(truth, masks, strict=True)):
         area, predicted, common = (int(np.count_nonzero(part)) for part in (true, mask, true & mask))
