@@ -19,6 +19,23 @@ def new_figure(width: float, height: float) -> Any:
     return figure(figsize=(width, height), layout="constrained", dpi=150)
 
 
+def new_grid(count: int, width: float, height: float, *, margin: tuple[float, float] = (0, 0)) -> tuple[Any, Any]:
+    """Return a figure of so many parts of width x height inches, three in a row, and its axes (rows, columns).
+
+    Axes beyond the last part show nothing. `margin` is added to the figure's width and height.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    columns = min(3, count)
+    rows = -(-count // columns)
+    figure = new_figure(columns * width + margin[0], rows * height + margin[1])
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat[count:]:
+        axis.set_axis_off()
+    return figure, axes
+
+
 def save_picture(picture: Any, path: str | Path) -> Path:
     """Save a matplotlib figure or a Pillow image, whole or not at all; the suffix chooses the format.
 

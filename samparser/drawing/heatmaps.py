@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .figures import new_figure, save_picture
+from .figures import new_grid, save_picture
 
 
 def cosine_heatmaps(matrices: Mapping[str, Sequence[Sequence[float]]], names: Sequence[str], path: str | Path) -> Path:
@@ -31,13 +31,9 @@ def cosine_heatmaps(matrices: Mapping[str, Sequence[Sequence[float]]], names: Se
     for title, square in squares.items():
         if square.shape != (len(names), len(names)):
             raise ValueError(f"{title}: the matrix of {len(names)} names has shape {square.shape}.")
-    columns = min(3, len(squares))
-    rows = -(-len(squares) // columns)
     side = max(2.6, 1.3 + 0.75 * len(names))
-    figure = new_figure(columns * side + 0.8, rows * side + 0.3)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat[len(squares) :]:
-        axis.set_axis_off()
+    figure, axes = new_grid(len(squares), side, side, margin=(0.8, 0.3))
+    columns = axes.shape[1]
     for number, (axis, (title, square)) in enumerate(zip(axes.flat, squares.items(), strict=False)):
         image = axis.imshow(square, vmin=-1, vmax=1, cmap="RdBu_r")
         axis.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor", fontsize=9)

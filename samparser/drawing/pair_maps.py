@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .figures import new_figure, save_picture
+from .figures import new_grid, save_picture
 from .palette import BLACK
 
 
@@ -25,12 +25,7 @@ def pair_maps(pairs: Mapping[str, tuple[int, Sequence[tuple[int, int, float]]]],
     """
     if not pairs or not all(dots for _, dots in pairs.values()):
         raise ValueError(f"There are no pairs to draw in {next((n for n, (_, d) in pairs.items() if not d), 'it')}.")
-    columns = min(3, len(pairs))
-    rows = -(-len(pairs) // columns)
-    figure = new_figure(4.6 * columns, 4.2 * rows)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat[len(pairs) :]:
-        axis.set_axis_off()
+    figure, axes = new_grid(len(pairs), 4.6, 4.2)
     for axis, (layer, (rank, dots)) in zip(axes.flat, pairs.items(), strict=False):
         left, right, changes = zip(*dots, strict=True)
         largest = max(map(abs, changes)) or 1.0
