@@ -24,6 +24,7 @@ from samparser.tuner import (
     initialize_expansion,
     take_pairs,
 )
+from samparser.tuner.expansion import most_terms
 
 from .run_folder import RunFolder, RunFolderError
 from .settings import TrainSettings
@@ -95,9 +96,10 @@ def check_terms(model: nn.Module) -> None:
     waiting = awaited_terms(model, model.active_adapter)  # type: ignore[arg-type]
     for layer in model.modules():
         if isinstance(layer, SVDCoefficientLayer) and layer.layer_name in waiting:
-            wanted, rank = layer.states[model.active_adapter].wanted, layer.bases.rank  # type: ignore[index]
-            most = rank * (rank - 1) if wanted is not None and wanted.kind == "pairs" else rank
-            if wanted is not None and waiting[layer.layer_name] > most:
+            wanted = layer.states[model.active_adapter].wanted  # type: ignore[index]
+            assert wanted is not None
+            most = most_terms(wanted.kind, layer.bases.rank)
+            if waiting[layer.layer_name] > most:
                 raise ValueError(
                     f"The expansion is to have {waiting[layer.layer_name]} terms in each layer, but {layer.layer_name} "
                     f"allows {most} of the kind {wanted.kind!r} at most. Ask for fewer with expansion_rank (the "

@@ -177,6 +177,15 @@ def choose(
     return Chosen(rows, columns, a.to(gradient.device, wanted.dtype), b.to(gradient.device, wanted.dtype))
 
 
+def most_terms(kind: Kind, rank: int) -> int:
+    """Give how many terms of a kind a layer of that many bases allows, if no singular value is tied to another or zero.
+
+    >>> most_terms("pairs", 3), most_terms("gradient", 3)
+    (6, 3)
+    """
+    return rank * (rank - 1) if kind == "pairs" else rank
+
+
 def _allowed(count: int | None, most: int, kind: Kind) -> int:
     if count is None:
         return min(DEFAULT_COUNT[kind], most)

@@ -12,7 +12,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from .adapter_layer import COEFFICIENTS
-from .expansion import DEFAULT_COUNT, Expansion
+from .expansion import DEFAULT_COUNT, Expansion, most_terms
 from .layer import SVDCoefficientLayer
 
 
@@ -102,10 +102,6 @@ def expansion_terms(model: nn.Module, adapter_name: str = "default") -> dict[str
     return found
 
 
-# Coefficients that get no gradient, frozen layers that change all the same
-
-
-@torch.no_grad()
 def awaited_terms(model: nn.Module, adapter_name: str = "default") -> dict[str, int]:
     """Find the layers whose adapter has yet to get its terms from `initialize_expansion`, and how many each is to get.
 
@@ -117,10 +113,8 @@ def awaited_terms(model: nn.Module, adapter_name: str = "default") -> dict[str, 
         if isinstance(layer, SVDCoefficientLayer) and adapter_name in layer.states:
             state = layer.states[adapter_name]
             if state.awaits and state.wanted is not None:
-                rank = layer.bases.rank
-                usual = min(
-                    DEFAULT_COUNT[state.wanted.kind], rank * (rank - 1) if state.wanted.kind == "pairs" else rank
-                )
+                kind = state.wanted.kind
+                usual = min(DEFAULT_COUNT[kind], most_terms(kind, layer.bases.rank))
                 waiting[layer.layer_name] = usual if state.wanted.count is None else state.wanted.count
     return waiting
 
@@ -177,6 +171,10 @@ def take_pairs(model: nn.Module, pairs: Mapping[str, Sequence[Sequence[int]]], a
         layer.states[adapter_name].expansion = taken[name]
 
 
+# Coefficients that get no gradient, frozen layers that change all the same
+
+
+@torch.no_grad()
 def unused_coefficients(model: nn.Module) -> list[str]:
     """Name the adapted layers whose trained numbers got no gradient in the last backward pass.
 
