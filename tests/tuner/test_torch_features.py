@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import sys
 from pathlib import Path
 
 import pytest
@@ -295,17 +294,12 @@ def sharded_worker(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-FORKED = pytest.mark.skipif(
-    sys.platform != "linux", reason="the processes are forked, which saves importing torch again"
-)
-
-
 def in_two_processes(worker, folder: Path) -> list[dict]:
-    mp.start_processes(worker, args=(folder,), nprocs=2, start_method="fork")
+    # Not forked: what other tests left of threads here may hold a lock that a fork would never see released.
+    mp.start_processes(worker, args=(folder,), nprocs=2, start_method="spawn")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-@FORKED
 def test_two_processes_train_as_one(tmp_path):
     model, x = with_adapters("ConvNet", "a"), batch("ConvNet")
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
@@ -319,7 +313,6 @@ def test_two_processes_train_as_one(tmp_path):
             torch.testing.assert_close(parameter, model.get_parameter(name).detach(), rtol=1e-4, atol=1e-5)
 
 
-@FORKED
 @pytest.mark.skipif(OLD_TORCH, reason="torch 2.6 shards on accelerators only: its CPU streams have no record_event")
 def test_a_sharded_model_computes_saves_whole_coefficients_and_loads_them(tmp_path):
     whole = get_peft_model_state_dict(with_adapters("ConvNet", "a"), adapter_name="a")
