@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.sam.tiny import make_tiny
+from tests.sam.tiny import TINY, make_tiny
 
 from .test_examples import EXAMPLES, run_example
 
@@ -46,6 +46,7 @@ def test_a_size_that_does_not_exist_is_named(full_size):
         full_size("--family", "sam-vit-tiny")
 
 
+@pytest.mark.skipif("edgetam" not in TINY, reason="this transformers does not read EdgeTAM's configuration offline")
 def test_a_model_that_needs_a_missing_package_is_left_out_with_the_reason(full_size, monkeypatch, capsys):
     import transformers
 

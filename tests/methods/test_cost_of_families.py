@@ -8,7 +8,7 @@ import transformers
 
 from samparser.methods import build, describe
 from samparser.methods.cost import count_macs, forward_cost, meta_model, method_cost
-from tests.sam.tiny import TINY, TinyStagesConfig, make_tiny
+from tests.sam.tiny import HERE, TINY, TinyStagesConfig, make_tiny
 
 STAGES = {
     "sam2-tiny": ([96, 192, 384, 768], [1, 2, 7, 2]),
@@ -31,6 +31,8 @@ def config_of_size(name):
             vision.backbone_config.global_attention_blocks = [23, 33, 43]
         return config
     if name == "edgetam":
+        if name not in TINY:
+            pytest.skip(f"transformers {HERE} does not read EdgeTAM's configuration offline")
         # Its backbone is one of timm's, whose last maps are these wide; neck and decoder see nothing else of it.
         stages = TinyStagesConfig(channels=[48, 96, 192, 384])
         return transformers.EdgeTamConfig(
@@ -113,10 +115,10 @@ def test_methods_that_leave_the_decoder_frozen_train_so_many(method, name, count
         assert trained(method, name, decoder=True) == {**found, "mask decoder": DECODER[name]}
 
 
-def test_the_decoder_has_as_many_parameters_in_every_size():
-    assert {name: trained("decoder", name) for name in NECK} == {
-        name: {"mask decoder": count} for name, count in DECODER.items()
-    }
+@pytest.mark.parametrize("name", NECK)
+def test_the_decoder_has_as_many_parameters_in_every_size(name):
+    assert DECODER.keys() == NECK.keys()
+    assert trained("decoder", name) == {"mask decoder": DECODER[name]}
 
 
 # GMAC before the neck, in it (with conv_s0 and conv_s1), in the decoder for a box and for another one; MB of features.

@@ -7,6 +7,15 @@ from samparser.prediction.grid_points import crop_boxes, point_grid
 from tests.conftest import TINY_SIZE
 
 
+def misplaced(images):
+    """Whether this transformers puts the points of crops by the sides of the whole image, as 5.6 does."""
+    picture = np.zeros((40, 60, 3), dtype=np.uint8)
+    _, points, *_ = images.generate_crop_boxes(picture, TINY_SIZE, 1, points_per_crop=5)
+    x0, y0, x1, y1 = crop_boxes((40, 60), 1)[1]
+    sides = [int(side * TINY_SIZE / 60 + 0.5) / side for side in (60, 40)]
+    return np.allclose(point_grid((y1 - y0, x1 - x0), 5) * sides, points[0, :, 1].numpy())
+
+
 @pytest.mark.parametrize("size", [(40, 60), (61, 33), (300, 299), (17, 400)])
 @pytest.mark.parametrize("layers", [0, 1, 2])
 def test_crops_and_points_are_those_of_transformers(tiny_processor, size, layers):
@@ -17,6 +26,8 @@ def test_crops_and_points_are_those_of_transformers(tiny_processor, size, layers
     assert len(found) == [1, 5, 21][layers]
     assert found == [tuple(box) for box in boxes.int().tolist()]
     assert labels.all()
+    if layers and misplaced(images):
+        pytest.skip("this transformers puts the points of crops by the sides of the whole image")
     for number, (x0, y0, x1, y1) in enumerate(found):
         assert crops[number].shape == (3, y1 - y0, x1 - x0)
         longer = max(x1 - x0, y1 - y0)

@@ -15,6 +15,8 @@ from samparser.sam import default_processor, family_of, frame_of, load_sam, neck
 from tests.conftest import make_tiny_sam
 from tests.sam.tiny import TINY, make_tiny
 
+from .test_grid_points import misplaced
+
 LENIENT = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
 
 
@@ -133,6 +135,8 @@ def test_the_smallest_images_have_masks_too(tiny_sam, tiny_processor, size, poin
 
 def test_grids_of_crops_are_put_where_the_crops_are(tiny_sam, tiny_processor, image):
     """The reference is transformers' own pipeline before its last step."""
+    if misplaced(tiny_processor.image_processor):
+        pytest.skip("this transformers puts the points of crops by the sides of the whole image")
     pipeline = MaskGenerationPipeline(model=tiny_sam, image_processor=tiny_processor.image_processor)
     from PIL import Image
 
