@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from samparser.sam.families import Family, Features
+from samparser.sam.in_a_row import repeated
 from samparser.sam.wrapped import plain_model
 
 
@@ -18,6 +19,9 @@ class FromFeatures:
 
     It runs inside the forward of whatever wraps the model, PEFT or `DistributedDataParallel`, and leaves names and
     weights of the model alone.
+
+    With `prompt_counts`, one number for each of B images, the forward takes their P prompts in a row instead of B rows
+    that are filled up to one length: prompts (P, 1, ...), masks (P, 1, M, h, w). The neck still runs once an image.
 
     Args:
         family: The model's.
@@ -34,13 +38,22 @@ class FromFeatures:
         """Return the arguments of the forward with embeddings in place of features.
 
         Raises:
-            ValueError: `pixel_values` are an image, or features of another shape.
+            ValueError: `pixel_values` are an image, or features of another shape, or not as many as `prompt_counts`.
         """
         rest = dict(keywords)
         given = arguments[0] if arguments else rest.pop("pixel_values", None)
         if given is None:
             return arguments, rest
-        embedded = self._family.embed(model, self._checked(given))
+        counts = rest.pop("prompt_counts", None)
+        features = self._checked(given)
+        if counts is not None and len(counts) != len(features[0]):
+            raise ValueError(
+                f"prompt_counts has {len(counts)} numbers for the features of {len(features[0])} images; give one for "
+                "each image."
+            )
+        embedded = self._family.embed(model, features)
+        if counts is not None:
+            embedded = {name: repeated(value, counts) for name, value in embedded.items()}
         return (None, *arguments[1:]) if arguments else (), rest | embedded
 
     def _checked(self, given: Any) -> Features:

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer
 
 from samparser.sam.changes import frozen_before_neck
+from samparser.sam.in_a_row import concatenated
 from samparser.scoring.losses import LossTerms, segmentation_loss
 from samparser.scoring.table import ScoreTable
 from samparser.tuner import coefficient_parameters, warn_of_unused_coefficients
@@ -26,13 +28,29 @@ _PROMPTS = ("input_boxes", "input_points", "input_labels")
 def mask_logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     """Return one mask per prompt, as logits of shape (B, N, h, w) at the decoder's resolution.
 
+    The model is called once. From features, images with unequal numbers of prompts cost no more than these: the prompts
+    of all images are decoded in a row, and what fills the batch up is not. Its logits are zero then.
+
     Args:
         model: A model of a SAM family or a wrapper with its forward signature.
         batch: `pixel_values` (B, 3, S, S), or features of a cache, and `input_boxes` (B, N, 4) or `input_points`
-            (B, N, P, 2) with `input_labels` (B, N, P), coordinates in the input frame.
+            (B, N, P, 2) with `input_labels` (B, N, P), coordinates in the input frame; with features also
+            `prompt_counts`, B numbers, how many of the N are prompts of the image.
     """
     prompts = {name: batch[name] for name in _PROMPTS if name in batch}
+    counts = batch.get("prompt_counts")
+    if _in_a_row(model, batch, counts):
+        in_a_row = {name: concatenated(values, counts)[:, None] for name, values in prompts.items()}
+        output = model(pixel_values=batch["pixel_values"], prompt_counts=counts, multimask_output=False, **in_a_row)
+        return pad_sequence(output.pred_masks[:, 0, 0].split(counts), batch_first=True)
     return model(pixel_values=batch["pixel_values"], multimask_output=False, **prompts).pred_masks[:, :, 0]
+
+
+def _in_a_row(model: nn.Module, batch: dict[str, Any], counts: list[int] | None) -> bool:
+    """Return whether prompts go one after another: unequal numbers of them, and a model that works from features."""
+    # nn.DataParallel deals the rows of every tensor out to its devices.
+    cached = isinstance(batch["pixel_values"], tuple) and not isinstance(model, nn.DataParallel)
+    return cached and counts is not None and len(set(counts)) > 1
 
 
 def batch_loss(logits: Tensor, batch: dict[str, Any], settings: TrainSettings) -> LossTerms:
