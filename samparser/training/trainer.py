@@ -39,18 +39,18 @@ def mask_logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     """
     prompts = {name: batch[name] for name in _PROMPTS if name in batch}
     counts = batch.get("prompt_counts")
-    if _in_a_row(model, batch, counts):
+    if counts is not None and _in_a_row(model, batch, counts):
         in_a_row = {name: concatenated(values, counts)[:, None] for name, values in prompts.items()}
         output = model(pixel_values=batch["pixel_values"], prompt_counts=counts, multimask_output=False, **in_a_row)
         return pad_sequence(output.pred_masks[:, 0, 0].split(counts), batch_first=True)
     return model(pixel_values=batch["pixel_values"], multimask_output=False, **prompts).pred_masks[:, :, 0]
 
 
-def _in_a_row(model: nn.Module, batch: dict[str, Any], counts: list[int] | None) -> bool:
+def _in_a_row(model: nn.Module, batch: dict[str, Any], counts: list[int]) -> bool:
     """Return whether prompts go one after another: unequal numbers of them, and a model that works from features."""
     # nn.DataParallel deals the rows of every tensor out to its devices.
     cached = isinstance(batch["pixel_values"], tuple) and not isinstance(model, nn.DataParallel)
-    return cached and counts is not None and len(set(counts)) > 1
+    return cached and len(set(counts)) > 1
 
 
 def batch_loss(logits: Tensor, batch: dict[str, Any], settings: TrainSettings) -> LossTerms:
@@ -154,7 +154,8 @@ class SamTrainer(Trainer):
         if model.training:  # transformers puts the whole model in training mode before each step
             for part in self._frozen:
                 part.eval()
-        logits = mask_logits(model, inputs)
+        with self.accelerator.autocast():  # accelerate wraps the forward, and features are embedded in a hook before it
+            logits = mask_logits(model, inputs)
         terms = batch_loss(logits, inputs, self.args)
         for name in ("ce", "focal", "dice"):
             self._terms[name] = self._terms.get(name, 0) + getattr(terms, name).detach()
