@@ -77,8 +77,8 @@ def segmentation_loss(
     dtype = torch.promote_types(logits.dtype, torch.float32)
     equation = _Equation(lambda_focal, gamma, alpha, dice_smooth)
     with torch.autocast(logits.device.type, enabled=False):
-        # Before the loss: the gradient it keeps is float32 then, and becomes half precision once a GradScaler has scaled
-        # it. That of one pixel in a million is below float16's smallest number.
+        # Before the loss: the gradient that it keeps is float32 then, and becomes half precision once a GradScaler has
+        # scaled it. That of one pixel in a million is below float16's smallest number.
         total, ce, focal, dice = _Loss.apply(logits.to(dtype), targets, instance_valid, pixel_valid, equation)
     return LossTerms(total, ce, focal, dice)
 
