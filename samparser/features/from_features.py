@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from samparser.sam.families import Family, Features
-from samparser.sam.in_a_row import repeated
 from samparser.sam.wrapped import plain_model
 
 
@@ -20,8 +19,8 @@ class FromFeatures:
     It runs inside the forward of whatever wraps the model, PEFT or `DistributedDataParallel`, and leaves names and
     weights of the model alone.
 
-    With `prompt_counts`, one number for each of B images, the forward takes their P prompts in a row instead of B rows
-    that are filled up to one length: prompts (P, 1, ...), masks (P, 1, M, h, w). The neck still runs once an image.
+    With `prompt_images`, int64 (P,), the forward takes the P prompts of B images in a row instead of B rows that are
+    filled up to one length: which image each is of, prompts (P, 1, ...), masks (P, 1, M, h, w). The neck runs on B.
 
     Args:
         family: The model's.
@@ -38,22 +37,16 @@ class FromFeatures:
         """Return the arguments of the forward with embeddings in place of features.
 
         Raises:
-            ValueError: `pixel_values` are an image, or features of another shape, or not as many as `prompt_counts`.
+            ValueError: `pixel_values` are an image, or features of another shape.
         """
         rest = dict(keywords)
         given = arguments[0] if arguments else rest.pop("pixel_values", None)
         if given is None:
             return arguments, rest
-        counts = rest.pop("prompt_counts", None)
-        features = self._checked(given)
-        if counts is not None and len(counts) != len(features[0]):
-            raise ValueError(
-                f"prompt_counts has {len(counts)} numbers for the features of {len(features[0])} images; give one for "
-                "each image."
-            )
-        embedded = self._family.embed(model, features)
-        if counts is not None:
-            embedded = {name: repeated(value, counts) for name, value in embedded.items()}
+        images = rest.pop("prompt_images", None)
+        embedded = self._family.embed(model, self._checked(given))
+        if images is not None:
+            embedded = {name: _of_prompts(value, images) for name, value in embedded.items()}
         return (None, *arguments[1:]) if arguments else (), rest | embedded
 
     def _checked(self, given: Any) -> Features:
@@ -92,6 +85,13 @@ def taking_features(
     finally:
         setattr(plain.get_submodule(parent), child, neck)
         handle.remove()
+
+
+def _of_prompts(values: Any, images: Tensor) -> Any:
+    """Return a tensor (B, ...), or a list of such, with that of its image for each prompt: (P, ...)."""
+    if not isinstance(values, Tensor):
+        return [_of_prompts(tensor, images) for tensor in values]
+    return values.index_select(0, images)
 
 
 def _shown(shapes: Sequence[tuple[Any, ...]]) -> str:

@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer
 
 from samparser.sam.changes import frozen_before_neck
-from samparser.sam.in_a_row import concatenated
 from samparser.scoring.losses import LossTerms, segmentation_loss
 from samparser.scoring.table import ScoreTable
 from samparser.tuner import coefficient_parameters, warn_of_unused_coefficients
@@ -35,22 +33,26 @@ def mask_logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:
         model: A model of a SAM family or a wrapper with its forward signature.
         batch: `pixel_values` (B, 3, S, S), or features of a cache, and `input_boxes` (B, N, 4) or `input_points`
             (B, N, P, 2) with `input_labels` (B, N, P), coordinates in the input frame; with features also
-            `prompt_counts`, B numbers, how many of the N are prompts of the image.
+            `prompt_rows`, as `collate` gives them.
     """
     prompts = {name: batch[name] for name in _PROMPTS if name in batch}
-    counts = batch.get("prompt_counts")
-    if counts is not None and _in_a_row(model, batch, counts):
-        in_a_row = {name: concatenated(values, counts)[:, None] for name, values in prompts.items()}
-        output = model(pixel_values=batch["pixel_values"], prompt_counts=counts, multimask_output=False, **in_a_row)
-        return pad_sequence(output.pred_masks[:, 0, 0].split(counts), batch_first=True)
-    return model(pixel_values=batch["pixel_values"], multimask_output=False, **prompts).pred_masks[:, :, 0]
+    if not _in_a_row(model, batch):
+        return model(pixel_values=batch["pixel_values"], multimask_output=False, **prompts).pred_masks[:, :, 0]
+    rows = batch["prompt_rows"]
+    size = batch["instance_valid"].shape
+    prompts = {name: values.flatten(0, 1).index_select(0, rows)[:, None] for name, values in prompts.items()}
+    images = rows.div(size[1], rounding_mode="floor")
+    output = model(pixel_values=batch["pixel_values"], prompt_images=images, multimask_output=False, **prompts)
+    logits = output.pred_masks[:, 0, 0]
+    return logits.new_zeros(size.numel(), *logits.shape[1:]).index_copy(0, rows, logits).unflatten(0, size)
 
 
-def _in_a_row(model: nn.Module, batch: dict[str, Any], counts: list[int]) -> bool:
-    """Return whether prompts go one after another: unequal numbers of them, and a model that works from features."""
+def _in_a_row(model: nn.Module, batch: dict[str, Any]) -> bool:
+    """Return whether prompts go one after another: some rows are filled up, and the model works from features."""
     # nn.DataParallel deals the rows of every tensor out to its devices.
-    cached = isinstance(batch["pixel_values"], tuple) and not isinstance(model, nn.DataParallel)
-    return cached and len(set(counts)) > 1
+    if not isinstance(batch["pixel_values"], tuple) or isinstance(model, nn.DataParallel):
+        return False
+    return "prompt_rows" in batch and 0 < batch["prompt_rows"].numel() < batch["instance_valid"].numel()
 
 
 def batch_loss(logits: Tensor, batch: dict[str, Any], settings: TrainSettings) -> LossTerms:
