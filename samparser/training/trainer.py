@@ -36,19 +36,17 @@ def mask_logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:
             `prompt_rows`, as `collate` gives them.
     """
     prompts = {name: batch[name] for name in _PROMPTS if name in batch}
-    if not _in_a_row(model, batch):
-        return model(pixel_values=batch["pixel_values"], multimask_output=False, **prompts).pred_masks[:, :, 0]
-    rows = batch["prompt_rows"]
-    size = batch["instance_valid"].shape
-    prompts = {name: values.flatten(0, 1).index_select(0, rows)[:, None] for name, values in prompts.items()}
-    images = rows.div(size[1], rounding_mode="floor")
-    output = model(pixel_values=batch["pixel_values"], prompt_images=images, multimask_output=False, **prompts)
-    logits = output.pred_masks[:, 0, 0]
-    return logits.new_zeros(size.numel(), *logits.shape[1:]).index_copy(0, rows, logits).unflatten(0, size)
+    rows = {"prompt_rows": batch["prompt_rows"]} if _may_be_in_a_row(model, batch) else {}
+    logits = model(pixel_values=batch["pixel_values"], multimask_output=False, **prompts, **rows).pred_masks[:, :, 0]
+    size = next(iter(prompts.values())).shape[:2]
+    if logits.shape[:2] == size:
+        return logits
+    filled = logits.new_zeros(size.numel(), *logits.shape[2:])
+    return filled.index_copy(0, batch["prompt_rows"], logits[:, 0]).unflatten(0, size)
 
 
-def _in_a_row(model: nn.Module, batch: dict[str, Any]) -> bool:
-    """Return whether prompts go one after another: some rows are filled up, and the model works from features."""
+def _may_be_in_a_row(model: nn.Module, batch: dict[str, Any]) -> bool:
+    """Return whether prompts may go one after another: some rows are filled up, and the model works from features."""
     # nn.DataParallel deals the rows of every tensor out to its devices.
     if not isinstance(batch["pixel_values"], tuple) or isinstance(model, nn.DataParallel):
         return False

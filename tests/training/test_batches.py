@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import get_peft_model
+from torch import nn
 
 from samparser import SVDCoefficientConfig
 from samparser.features.from_features import taking_features
@@ -160,3 +161,20 @@ def test_prompts_of_all_images_are_decoded_in_one_pass_and_what_fills_the_batch_
     for row, count in zip(logits, (1, 4, 0, 2), strict=True):
         assert row[:count].flatten(1).any(1).all()
         assert not row[count:].any()
+
+
+@every_family
+def test_little_filling_is_decoded_where_images_share_half_of_the_work(model_type):
+    model = double(model_type)
+    decoder = model.get_base_model().mask_decoder
+    with fed(model), seen(decoder) as decoded:
+        logits = mask_logits(model, collate(items_of(model, [2, 3])))
+    assert decoded[0][0][0] == (2 if model_type == "sam_hq" else 5)
+    assert logits.shape[:2] == (2, 3)
+
+
+def test_copies_on_several_devices_get_rows_of_one_length():
+    model = double("sam")
+    with fed(model), seen(model.get_base_model().mask_decoder) as decoded:
+        mask_logits(nn.DataParallel(model), collate(items_of(model, [1, 3])))
+    assert decoded[0][0][0] == 2
