@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -55,8 +58,22 @@ def check_request(
     if settings.fp16 and settings.device.type == "cpu":
         # accelerate has no fp16 autocast on a CPU and would train in fp32 without a word.
         raise ValueError("fp16 needs a GPU; on a CPU train in fp32 (leave it out) or with bf16.")
+    _check_compiler(settings)
     refuse_sharding(settings.deepspeed_plugin)
     check_loggers(settings)
+
+
+def _check_compiler(settings: TrainSettings) -> None:
+    """Refuse to compile for a CPU without a C++ compiler now, not after the cache has been filled."""
+    if not settings.torch_compile or settings.torch_compile_backend != "inductor" or settings.device.type != "cpu":
+        return
+    compiler = os.environ.get("CXX", {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++"))
+    if shutil.which(compiler) is None:
+        raise ValueError(
+            f"torch_compile translates the model to C++ on a CPU, and the compiler {compiler} is not there. Install "
+            "one, name one in the environment variable CXX, or leave torch_compile out. torch_compile_backend "
+            "aot_eager needs none, and makes nothing faster."
+        )
 
 
 def check_loggers(settings: TrainSettings) -> None:
