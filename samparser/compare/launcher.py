@@ -13,7 +13,7 @@ from .tasks import CellError, Task
 _TRIES = 3
 
 
-class Lost(RuntimeError):
+class JobLost(RuntimeError):  # noqa: N818
     """A job ended without a result and without an error of its own: a node was lost, a limit of time or memory hit."""
 
 
@@ -41,7 +41,7 @@ class Launcher(Protocol):
 
         Raises:
             CellError: The task failed.
-            Lost: The job ended without a result.
+            JobLost: The job ended without a result.
         """
 
     def stop(self) -> None:

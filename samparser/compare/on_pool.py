@@ -14,7 +14,7 @@ import torch
 
 from samparser._extras import require
 
-from .launcher import Lost
+from .launcher import JobLost
 from .tasks import Place, Task, do, opened
 from .workspace import Workspace
 
@@ -54,7 +54,7 @@ class PoolLauncher:
     goes_on = False
 
     def __init__(self, place: Place, processes: int, *, one_thread: bool) -> None:
-        self.at_once = processes
+        self.at_once: int | None = processes
         self._pool = ProcessPoolExecutor(
             processes,
             mp_context=multiprocessing.get_context("spawn"),
@@ -75,7 +75,7 @@ class PoolLauncher:
         try:
             return job.result()
         except BrokenProcessPool as error:
-            raise Lost(
+            raise JobLost(
                 "its process was ended from outside, which is how systems answer when memory runs out. Try fewer "
                 "--processes."
             ) from error

@@ -8,7 +8,7 @@ from typing import Any
 
 from samparser._extras import require
 
-from .launcher import Lost, tries_of, unpacked, whole
+from .launcher import JobLost, tries_of, unpacked, whole
 from .strict import ExperimentError
 from .tasks import Place, Task, do_elsewhere
 
@@ -48,9 +48,7 @@ class RayLauncher:
         self._started_here = not ray.is_initialized()
         if self._started_here:
             try:
-                ray.init(
-                    address=address, log_to_driver=False, logging_level=logging.ERROR, **_of_own_instance(address)
-                )
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **_of_own_instance(address))
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise ExperimentError(f"The Ray cluster {address or ''} does not answer: {error}") from error
         self._place = ray.put(place)
@@ -75,10 +73,11 @@ class RayLauncher:
             return unpacked(self._ray.get(job))
         except errors.RayTaskError as error:
             # It did not come as far as the cell: samparser, or what the experiment imports, is not there.
-            raise Lost(f"Ray could not run it: {error}") from error
+            raise JobLost(f"Ray could not run it: {error}") from error
         except errors.RayError as error:
-            raise Lost(
-                f"its process or its machine was lost ({type(error).__name__}), as when memory runs out or a node fails."
+            raise JobLost(
+                f"its process or its machine was lost ({type(error).__name__}), as when memory runs out or a node "
+                "fails."
             ) from error
 
     def stop(self) -> None:

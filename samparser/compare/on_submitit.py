@@ -11,7 +11,7 @@ from typing import Any
 
 from samparser._extras import require
 
-from .launcher import Lost, tries_of, unpacked, whole
+from .launcher import JobLost, tries_of, unpacked, whole
 from .strict import ExperimentError
 from .tasks import Place, Task, do_elsewhere
 
@@ -88,14 +88,14 @@ class SubmititLauncher:
             return unpacked(job.result())
         except lost as error:
             self._all_well = False
-            raise Lost(
-                f"job {job.job_id} ended without a result (state {job.state}): its machine was lost, or a limit of time "
-                f"or memory was reached. Its output is in {job.paths.stderr}."
+            raise JobLost(
+                f"job {job.job_id} ended without a result (state {job.state}): its machine was lost, or a limit of "
+                f"time or memory was reached. Its output is in {job.paths.stderr}."
             ) from error
         except raised as error:
             self._all_well = False
             # It did not come as far as the cell: samparser, or what the experiment imports, is not there.
-            raise Lost(f"job {job.job_id} could not run it: {error}") from error
+            raise JobLost(f"job {job.job_id} could not run it: {error}") from error
         except Exception:
             self._all_well = False
             raise

@@ -69,9 +69,7 @@ def finished(workspace: Workspace, task: Task, rates: dict[str, float]) -> dict[
     """
     store = ResultStore(workspace.output)
     if isinstance(task, str):
-        return store.read_same(
-            name_of(task), cost_settings(workspace, workspace.experiment.row(task)), COST_FIELDS
-        )
+        return store.read_same(name_of(task), cost_settings(workspace, workspace.experiment.row(task)), COST_FIELDS)
     settings = workspace.settings_of(task, rates)
     found = store.read_same(name_of(task), settings, CELL_FIELDS)
     if found is not None and "also" in settings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from .launcher import Launcher, Lost
+from .launcher import JobLost, Launcher
 from .on_pool import PoolLauncher
 from .tasks import CellError, Place, Task, do, title_of
 from .workspace import Workspace
@@ -83,7 +83,7 @@ class Workers:
                     task, rates = running.pop(job)
                     try:
                         result = launcher.result(job)
-                    except Lost as error:
+                    except JobLost as error:
                         self._again(launcher, task, rates, str(error), failures)
                     except CellError as error:
                         failures.append(str(error))
@@ -105,9 +105,7 @@ class Workers:
         finally:
             launcher.close()
 
-    def _again(
-        self, launcher: Launcher, task: Task, rates: dict[str, float], why: str, failures: list[str]
-    ) -> None:
+    def _again(self, launcher: Launcher, task: Task, rates: dict[str, float], why: str, failures: list[str]) -> None:
         """Put a task whose job died back into the line, as often as the launcher allows."""
         self._lost[task] = self._lost.get(task, 0) + 1
         if self._lost[task] < launcher.tries:

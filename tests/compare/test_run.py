@@ -5,7 +5,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from samparser.compare import CellError, ExperimentError, cell, compare, parse_experiment, run, select, store, tasks, workers
+from samparser.compare import (
+    CellError,
+    ExperimentError,
+    cell,
+    compare,
+    parse_experiment,
+    run,
+    select,
+    store,
+    tasks,
+    workers,
+)
 from samparser.scoring.table import ScoreTable
 
 CELLS = {
