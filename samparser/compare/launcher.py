@@ -17,6 +17,10 @@ class JobLost(RuntimeError):  # noqa: N818
     """A job ended without a result and without an error of its own: a node was lost, a limit of time or memory hit."""
 
 
+class NotStarted(RuntimeError):  # noqa: N818
+    """The engine takes no more jobs now: a limit of its queue."""
+
+
 class Launcher(Protocol):
     """What starts tasks elsewhere and brings their results.
 
@@ -31,7 +35,11 @@ class Launcher(Protocol):
     goes_on: bool
 
     def start(self, task: Task, rates: dict[str, float]) -> Any:
-        """Start a task and return its job, which can be a key of a dictionary."""
+        """Start a task and return its job, which can be a key of a dictionary.
+
+        Raises:
+            NotStarted: The engine does not take it now.
+        """
 
     def wait(self, jobs: Collection[Any]) -> Collection[Any]:
         """Return those of the jobs that have ended, at least one; wait until there is one."""

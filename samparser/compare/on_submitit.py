@@ -11,7 +11,7 @@ from typing import Any
 
 from samparser._extras import require
 
-from .launcher import JobLost, tries_of, unpacked, whole
+from .launcher import JobLost, NotStarted, tries_of, unpacked, whole
 from .strict import ExperimentError
 from .tasks import Place, Task, do_elsewhere
 
@@ -68,7 +68,10 @@ class SubmititLauncher:
 
     def start(self, task: Task, rates: dict[str, float]) -> Any:
         """Submit a task."""
-        job = self._executor.submit(do_elsewhere, self._place, task, rates, self._threads)
+        try:
+            job = self._executor.submit(do_elsewhere, self._place, task, rates, self._threads)
+        except self._errors as error:
+            raise NotStarted(f"sbatch refused the job: {error}") from error
         self._jobs.add(job)
         return job
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from .launcher import JobLost, Launcher
+from .launcher import JobLost, Launcher, NotStarted
 from .on_pool import PoolLauncher
 from .tasks import CellError, Place, Task, do, title_of
 from .workspace import Workspace
@@ -77,8 +77,14 @@ class Workers:
         try:
             while self._waiting or running:
                 while self._waiting and (launcher.at_once is None or len(running) < launcher.at_once):
-                    task, rates = self._waiting.pop(0)
-                    running[launcher.start(task, rates)] = (task, rates)
+                    task, rates = self._waiting[0]
+                    try:
+                        running[launcher.start(task, rates)] = (task, rates)
+                    except NotStarted as error:
+                        if not running:
+                            raise CellError(f"{title_of(task)} could not be started: {error} {_KEPT}") from error
+                        break  # the queue is full until one of ours has ended
+                    self._waiting.pop(0)
                 for job in launcher.wait(running):
                     task, rates = running.pop(job)
                     try:

@@ -1,7 +1,7 @@
 import pytest
 
 from samparser.compare import CellError, ExperimentError, compare, parse_options, workers
-from samparser.compare.launcher import JobLost
+from samparser.compare.launcher import JobLost, NotStarted
 from samparser.compare.launchers import check_launcher
 from samparser.compare.plan import Cell
 
@@ -64,6 +64,53 @@ def test_after_the_last_try_the_others_are_run_and_the_failures_are_counted():
     assert launcher.started.count(CELLS[0]) == 3
     assert launcher.started.count(CELLS[1]) == 1
     assert lines[-1].startswith("toy, decoder, seed 0 failed: gone. What is finished is kept")
+
+
+def test_a_queue_that_is_full_gets_the_others_when_one_has_ended_and_one_that_takes_nothing_is_told():
+    found, launcher, _ = crew([[{"n": 0}], [{"n": 1}], [{"n": 2}]])
+    begin, room = launcher.start, []
+
+    def start(task, rates):
+        if len(launcher.started) > len(room):
+            raise NotStarted("too many jobs.")
+        return begin(task, rates)
+
+    launcher.start = start
+    for _ in found.results():
+        room.append(1)
+    assert launcher.started == CELLS[:3]
+    found, launcher, _ = crew([[{"n": 0}]])
+
+    def refuse(task, rates):
+        raise NotStarted("you may submit nothing.")
+
+    launcher.start = refuse
+    with pytest.raises(CellError, match=r"toy, decoder, seed 0 could not be started: you may submit nothing\."):
+        list(found.results())
+
+
+def test_a_grid_of_six_hundred_cells_goes_on_after_lost_nodes():
+    # 5 sets, 15 methods, 3 rates tried and 5 seeds of the best; a node takes 7 jobs along, again and again.
+    script = {number: [{"n": number}] for number in range(600)}
+    for number in range(0, 600, 17):
+        for cell in range(number, min(number + 7, 600)):
+            script[cell].insert(0, JobLost("its node was lost."))
+    launcher, lines = Scripted(script), []
+    found = workers.Workers(None, launcher=launcher, say=lines.append)
+    cells = [Cell("toy", f"row{row}", "trial", number) for row in range(75) for number in range(3 * row, 3 * row + 3)]
+    for cell in cells:
+        found.add(cell)
+    seen, tried = [], {}
+    for cell, result in found.results():
+        seen.append(result["n"])
+        if cell.kind == "trial":
+            tried[cell.row] = tried.get(cell.row, 0) + 1
+            if tried[cell.row] == 3:
+                first = 225 + 5 * int(cell.row.removeprefix("row"))
+                for number in range(first, first + 5):
+                    found.add(Cell("toy", cell.row, "seed", number))
+    assert sorted(seen) == list(range(600))
+    assert len(lines) == sum(number % 17 < 7 for number in range(600)) == len(launcher.started) - 600
 
 
 def test_a_command_that_is_stopped_ends_its_jobs():

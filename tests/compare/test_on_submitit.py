@@ -10,6 +10,7 @@ import time
 import pytest
 
 from samparser.compare import CellError, ExperimentError, compare, load_experiment
+from samparser.compare.launcher import NotStarted
 from samparser.compare.on_submitit import SubmititLauncher
 from samparser.compare.tasks import Place
 
@@ -138,6 +139,9 @@ def test_on_slurm_the_options_become_those_of_sbatch_and_everything_is_submitted
     launcher = SubmititLauncher(place, None, options)
     assert launcher.at_once is None
     launcher.start("decoder", {})
+    (bin_folder / "sbatch").write_text("#!/bin/sh\necho QOSMaxSubmitJobPerUserLimit >&2\nexit 1\n")
+    with pytest.raises(NotStarted, match="sbatch refused the job: .*QOSMaxSubmitJobPerUserLimit"):
+        launcher.start("decoder", {})
     script = (bin_folder / "submitted.sh").read_text()
     for line in ("partition=gpu", "time=60", "mem=8GB", "cpus-per-task=4", "gpus-per-node=1", "job-name=small"):
         assert f"#SBATCH --{line}\n" in script

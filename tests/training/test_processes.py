@@ -180,6 +180,34 @@ def test_a_process_that_does_not_see_the_run_folder_says_so(tmp_path, monkeypatc
             processes.agreed(None, unseen)
 
 
+def test_fsdp2_of_pytorch_trains_to_the_bit_as_one_process_and_that_of_accelerate_is_refused_by_name(
+    tiny_sam_folder, toy_coco, tmp_path
+):
+    methods = ("decoder", "samparser", "lora")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = [str(Path(__file__).with_name("sharded.py")), str(tiny_sam_folder), *methods]
+    done = subprocess.run([*torchrun, *words], env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == [f"{method}: weights True, masks True, moved True" for method in methods]
+
+    config = tmp_path / "fsdp.yaml"
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nuse_cpu: true\nmixed_precision: 'no'\n"
+        "num_machines: 1\nnum_processes: 2\nfsdp_config:\n  fsdp_version: 2\n"
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "-m", "samparser.cli"]
+    done = subprocess.run(
+        [*launch, *arguments(tiny_sam_folder, toy_coco, tmp_path / "run")],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("samparser train: error: accelerate was told to use FSDP") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_processes_score_to_the_bit_as_one_and_print_once(tiny_sam_folder, toy_coco, tmp_path):
     def command(output: Path) -> list[str]:
         return [
