@@ -140,7 +140,7 @@ def test_on_slurm_the_options_become_those_of_sbatch_and_everything_is_submitted
     assert launcher.at_once is None
     launcher.start("decoder", {})
     (bin_folder / "sbatch").write_text("#!/bin/sh\necho QOSMaxSubmitJobPerUserLimit >&2\nexit 1\n")
-    with pytest.raises(NotStarted, match="sbatch refused the job: .*QOSMaxSubmitJobPerUserLimit"):
+    with pytest.raises(NotStarted, match=r"sbatch refused the job: .*QOSMaxSubmitJobPerUserLimit"):
         launcher.start("decoder", {})
     script = (bin_folder / "submitted.sh").read_text()
     for line in ("partition=gpu", "time=60", "mem=8GB", "cpus-per-task=4", "gpus-per-node=1", "job-name=small"):
