@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 import samparser
 from samparser._memory import PREDICTION, SCORING, TRAINING
+from samparser._words import printable
 
 from .parser import ParserExit
 
@@ -52,7 +53,7 @@ def run(verb: str, arguments: Sequence[str], *, show_traceback: bool = False) ->
     except (Exception, SystemExit) as error:
         if show_traceback:
             raise
-        print(f"samparser {verb}: error: {explain(error, verb)}", file=sys.stderr)
+        print(f"samparser {verb}: error: {printable(explain(error, verb))}", file=sys.stderr)
         return 2
 
 
