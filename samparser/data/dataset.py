@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
+from .columns import ChosenNames
 from .readers.reader import Reader, merge_classes
 from .sample import DataError, Sample, Skipped
 
@@ -43,12 +44,14 @@ class SegmentationDataset(Dataset[Sample]):
         classes = merge_classes(reader.classes for reader in self._readers)
         self.classes: dict[int, str] = {i: n for i, n in classes.items() if self._keep is None or i in self._keep}
         self.skipped: list[Skipped] = [skip for reader in self._readers for skip in reader.skipped]
-        self.names: list[str] = [
-            self._readers[n].names[i] for n, i in zip(self._which.tolist(), self._index.tolist(), strict=True)
-        ]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Name of each sample, known without opening it."""
+        return ChosenNames([reader.names for reader in self._readers], self._which, self._index)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self._index)
 
     def __getitem__(self, index: int) -> Sample:
         """Return sample `index`. It may have no instance left when all of them turn out empty or too small."""
@@ -99,7 +102,6 @@ class SegmentationDataset(Dataset[Sample]):
         chosen.__dict__.update(self.__dict__)
         picks = np.asarray(indices, dtype=np.int64)
         chosen._which, chosen._index = self._which[picks], self._index[picks]
-        chosen.names = [self.names[i] for i in picks.tolist()]
         chosen.skipped = list(self.skipped if skipped is None else skipped)
         return chosen
 
