@@ -98,19 +98,19 @@ class ChosenNames(_Names):
 
     Args:
         sources: The names in each source.
-        which: int (N,), the source of each sample.
-        index: int (N,), its place there.
+        which: int32 (N,), the source of each sample.
+        index: int64 (N,), its place there.
     """
 
-    def __init__(self, sources: Sequence[Sequence[str]], which: np.ndarray, index: np.ndarray) -> None:
+    def __init__(self, sources: Sequence[Sequence[str]], which: Column, index: Column) -> None:
         self._sources, self._which, self._index = sources, which, index
 
     def __len__(self) -> int:
         return len(self._index)
 
     def _text(self, index: int) -> str:
-        return self._sources[int(self._which[index])][int(self._index[index])]
+        return self._sources[int(self._which.values[index])][int(self._index.values[index])]
 
     def __iter__(self) -> Iterator[str]:
         everything: list[Any] = [list(names) for names in self._sources]
-        return (everything[n][i] for n, i in zip(self._which.tolist(), self._index.tolist(), strict=True))
+        return (everything[n][i] for n, i in zip(self._which.values.tolist(), self._index.values.tolist(), strict=True))

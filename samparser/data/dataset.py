@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from .columns import ChosenNames
+from .columns import ChosenNames, Column
 from .readers.reader import Reader, merge_classes
 from .sample import DataError, Sample, Skipped
 
@@ -38,8 +38,8 @@ class SegmentationDataset(Dataset[Sample]):
     ) -> None:
         self.root, self.layout, self.split, self.min_area = root, layout, split, min_area
         self._readers = [reader for reader, _ in parts]
-        self._which = np.repeat(np.arange(len(parts)), [len(indices) for _, indices in parts])
-        self._index = np.concatenate([np.asarray(indices, dtype=np.int64) for _, indices in parts])
+        self._which = Column(np.repeat(np.arange(len(parts), dtype=np.int32), [len(indices) for _, indices in parts]))
+        self._index = Column(np.concatenate([np.asarray(indices, dtype=np.int64) for _, indices in parts]))
         self._keep = None if keep is None else frozenset(keep)
         classes = merge_classes(reader.classes for reader in self._readers)
         self.classes: dict[int, str] = {i: n for i, n in classes.items() if self._keep is None or i in self._keep}
@@ -66,7 +66,7 @@ class SegmentationDataset(Dataset[Sample]):
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"Sample {index} of {len(self)}.")
-        sample, skipped = self._readers[int(self._which[index])].read(int(self._index[index]))
+        sample, skipped = self._readers[int(self._which.values[index])].read(int(self._index.values[index]))
         kept = []
         for instance in sample.instances:
             if self._keep is not None and instance.class_id not in self._keep:
@@ -101,7 +101,7 @@ class SegmentationDataset(Dataset[Sample]):
         chosen = object.__new__(SegmentationDataset)
         chosen.__dict__.update(self.__dict__)
         picks = np.asarray(indices, dtype=np.int64)
-        chosen._which, chosen._index = self._which[picks], self._index[picks]
+        chosen._which, chosen._index = Column(self._which.values[picks]), Column(self._index.values[picks])
         chosen.skipped = list(self.skipped if skipped is None else skipped)
         return chosen
 

@@ -80,6 +80,8 @@ class CocoIds:
         self._numbers = [_as_number(id) for id in self._listed]
         times = Counter(self._numbers)
         self._by_number = {number: n for n, number in enumerate(self._numbers) if times[number] == 1}
+        self._packed = packed(self._listed)
+        self._order = np.argsort(self._packed) if isinstance(self._packed, np.ndarray) else np.zeros(0, dtype=np.int64)
         self._unknown: Counter[Id] = Counter()
         self.repeated = len(self._place) < len(self._listed)
 
@@ -89,15 +91,20 @@ class CocoIds:
         Raises:
             DataError: The table does not list an id.
         """
-        places = []
-        for piece in ids:
-            written = piece.tolist() if isinstance(piece, np.ndarray) else piece
-            found = [self._place.get(id, -1) for id in written]
-            places.append(np.array(found, dtype=np.int32))
-            if -1 in found:
-                places[-1][:] = [self._find(id) for id in written]
+        places = [np.zeros(0, dtype=np.int32), *map(self._places_of, ids)]
         self._refuse_unknown()
-        return np.concatenate([np.zeros(0, dtype=np.int32), *places])
+        return np.concatenate(places)
+
+    def _places_of(self, ids: np.ndarray | list[Id]) -> np.ndarray:
+        if isinstance(ids, list):
+            return np.array([self._find(id) for id in ids], dtype=np.int32)
+        if isinstance(self._packed, list) or not self._listed:
+            return np.array([self._find(id) for id in ids.tolist()], dtype=np.int32)
+        at = np.searchsorted(self._packed, ids, sorter=self._order).clip(max=len(self._listed) - 1)
+        places = self._order[at].astype(np.int32)
+        for n in np.flatnonzero(self._packed[places] != ids).tolist():
+            places[n] = self._find(int(ids[n]))
+        return places
 
     def _find(self, id: Id) -> int:
         place = self._place.get(id)

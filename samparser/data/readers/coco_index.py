@@ -22,7 +22,7 @@ from ..columns import Column, Texts
 from ..sample import DataError
 from .coco_entries import NOT_SET, CocoAnnotation, CocoCategory, CocoIds, CocoImage, Id, packed
 from .coco_whole import read_whole
-from .json_lists import Irregular, Piece, read_lists, spans
+from .json_lists import WINDOW, Irregular, Piece, read_lists, spans
 from .paths import check_regular
 
 _LONG = 1000  # more digits than a number of pixels, or an id that is one, can have; Python reads up to 4300
@@ -99,10 +99,14 @@ class CocoFile:
 _open_files: weakref.WeakValueDictionary[tuple[Any, ...], CocoFile] = weakref.WeakValueDictionary()
 
 
-def index_coco(path: Path) -> CocoFile:
+def index_coco(path: Path, window: int = WINDOW) -> CocoFile:
     """Read a COCO JSON file once and keep what finding an image's annotations takes.
 
     A file that another data set in this process has open, and that has not changed, is not read again.
+
+    Args:
+        path: The file.
+        window: Bytes that are in memory at a time.
 
     Raises:
         DataError: The file is missing, is not JSON, or is JSON of another kind; or its annotations name images or
@@ -115,7 +119,7 @@ def index_coco(path: Path) -> CocoFile:
         state = (str(path), path.absolute(), about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
         file = _open_files.get(state)
         if file is None:
-            file = _read(path)
+            file = _read(path, window)
     except OSError as error:
         raise DataError(f"The annotation file {path} cannot be read: {error.strerror}.") from error
     if max(about.st_mtime, about.st_ctime) + _SETTLED < time.time():
@@ -123,10 +127,10 @@ def index_coco(path: Path) -> CocoFile:
     return file
 
 
-def _read(path: Path) -> CocoFile:
+def _read(path: Path, window: int) -> CocoFile:
     try:
         with open(path, "rb") as file:
-            return _indexed(path, read_lists(file, _DECODERS))
+            return _indexed(path, read_lists(file, _DECODERS, window))
     except Irregular:
         return _indexed(path, read_whole(path, _DECODERS))
 

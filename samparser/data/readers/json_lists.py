@@ -110,19 +110,19 @@ class _Window:
     """The part of a file that is in memory, and the place in it that is read next."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._size = file, size
+        self._file, self.size = file, size
         self.text, self.at, self.start = file.read(size), 0, 0
 
     def more(self) -> bool:
         """Forget what has been read and read on; False at the end of the file."""
-        block = self._file.read(max(self._size, len(self.text) - self.at))
+        block = self._file.read(max(self.size, len(self.text) - self.at))
         self.start += self.at
         self.text, self.at = self.text[self.at :] + block, 0
         return bool(block)
 
     def look_ahead(self) -> None:
         """Have enough for what is not longer than a key."""
-        while len(self.text) - self.at < _AHEAD and self.more():
+        while len(self.text) - self.at < min(_AHEAD, self.size) and self.more():
             pass
 
     def match(self, pattern: re.Pattern[bytes]) -> re.Match[bytes]:
@@ -187,7 +187,7 @@ def _piece(view: _Window, key: str, decoder: msgspec.json.Decoder[Any]) -> tuple
                 view.at = following
                 return Piece(key, entries, framed, view.start + at - 1), is_last
         # An entry may be longer than the window; but where there are ends and none is one, the file is damaged.
-        if (found and len(text) - at > _TRIES * WINDOW) or not view.more():
+        if (found and len(text) - at > _TRIES * view.size) or not view.more():
             raise Irregular
 
 
