@@ -528,5 +528,5 @@ def test_a_pool_of_any_name_is_known_by_keys_that_a_block_may_cut_in_two(tmp_pat
         monkeypatch.setattr(coco_layout, "_BLOCK", block)
         assert opened(tmp_path, "all").names == ["images/a.png"]
     (tmp_path / "mine.json").write_text('{"images": [], "annotations": []}')
-    with pytest.raises(DataError, match="layout of .* is not known"):
+    with pytest.raises(DataError, match=r"layout of .* is not known"):
         opened(tmp_path, "all")
