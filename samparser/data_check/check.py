@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -99,10 +98,6 @@ def _read(
     tally = Tally(report, datasets)
     images = sum(len(dataset) for dataset in datasets.values())
     with closing(findings(datasets, processes)) as found:
-        # The first one before the bar, which has a thread of its own: processes start while there is no other.
-        first = next(found)
-        with tqdm(total=images, desc="reading", unit="image", leave=False, disable=not progress) as bar:
-            for one in chain([first], found):
-                tally.add(one)
-                bar.update()
+        for one in tqdm(found, "reading", images, unit="image", leave=False, disable=not progress):
+            tally.add(one)
     return tally, datasets

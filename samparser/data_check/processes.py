@@ -15,6 +15,8 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any
 
+from tqdm import TMonitor
+
 from samparser.data.dataset import SegmentationDataset
 from samparser.data.sample import DataWarning
 
@@ -124,8 +126,12 @@ def _work(task: Task) -> tuple[list[Finding], list[Warned]]:
 
 
 def _context() -> multiprocessing.context.BaseContext:
-    """Fork where that is safe, as it needs no second import of everything and copies no memory."""
-    alone = sys.platform == "linux" and threading.active_count() == 1
+    """Fork where that is safe, as it needs no second import of everything and copies no memory.
+
+    That is where no other thread can hold a lock that a child then waits for; the one of progress bars does not matter.
+    """
+    others = [thread for thread in threading.enumerate() if not isinstance(thread, TMonitor)]
+    alone = sys.platform == "linux" and len(others) == 1
     return multiprocessing.get_context("fork" if alone else "spawn")
 
 
