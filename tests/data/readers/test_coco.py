@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from samparser.data import DataError, DataSettings, DataWarning, Skipped, open_dataset
+from samparser.data.readers import coco_layout
 from samparser.data.readers.coco_index import index_coco
 from tests.data.files import picture, polygon, rectangle, runs, save, write_coco
 
@@ -518,3 +519,14 @@ def test_hidden_annotation_files_are_passed_over(coco_root):
     for name in ("._instances_train2017.json", ".annotations.json"):
         (coco_root / "annotations" / name).write_bytes(b"\0\5\x16\7")  # as macOS leaves them on other disks
     assert len(opened(coco_root)) == 3
+
+
+def test_a_pool_of_any_name_is_known_by_keys_that_a_block_may_cut_in_two(tmp_path, monkeypatch):
+    save(picture(), tmp_path / "images/a.png")
+    write_coco(tmp_path / "mine.json", [(0, "a.png")], ONE)
+    for block in (16, 17, 23, 2**20):
+        monkeypatch.setattr(coco_layout, "_BLOCK", block)
+        assert opened(tmp_path, "all").names == ["images/a.png"]
+    (tmp_path / "mine.json").write_text('{"images": [], "annotations": []}')
+    with pytest.raises(DataError, match=r"layout of .* is not known"):
+        opened(tmp_path, "all")
