@@ -13,7 +13,7 @@ from samparser._words import count, did_you_mean, shortened
 
 from .dataset import SegmentationDataset
 from .other_layouts import hint
-from .readers import coco_layout, folders, nifti, ssdd, voc
+from .readers import coco_layout, cvat, folders, labelme, nifti, ssdd, voc, yolo_layout
 from .readers.reader import Layout, Reader, class_ids, merge_classes
 from .sample import DataError
 from .settings import SPLITS, DataSettings
@@ -26,7 +26,10 @@ LAYOUTS: dict[str, Layout] = {
     "ssdd": ssdd.LAYOUT,
     "nifti": nifti.LAYOUT,
     "whu": folders.WHU,
+    "cvat": cvat.LAYOUT,
+    "labelme": labelme.LAYOUT,
     "coco": coco_layout.COCO,
+    "yolo": yolo_layout.LAYOUT,
     "folders": folders.FOLDERS,
 }
 _OURS = tuple(LAYOUTS)

@@ -7,6 +7,8 @@ from typing import Literal
 
 from samparser._options import option
 
+from .intensity import EACH_BY_ITSELF, Intensity
+
 SPLITS = ("train", "val", "test", "all")
 
 
@@ -83,6 +85,12 @@ class DataSettings:
         None,
     )
     window_width: float | None = option("Width of that window. Default: 400 for CT.", None)
+    intensity_range: str | None = option(
+        "What becomes black and white of images with more than 8 bits: two values, as 0,4095, which hold for all "
+        "images and keep them comparable; or two percentiles of each image, as 1%,99%. Images of 8 bits are left as "
+        "they are. Default: 0.1%,99.9%.",
+        None,
+    )
 
     def __post_init__(self) -> None:
         if self.min_area is not None and self.min_area < 1:
@@ -99,3 +107,10 @@ class DataSettings:
             )
         if self.window_width is not None and self.window_width <= 0:
             raise ValueError(f"window_width must be positive, got {self.window_width}.")
+        if self.intensity_range is not None:
+            Intensity.parse(self.intensity_range)
+
+    @property
+    def intensity(self) -> Intensity:
+        """How images of more than 8 bits are shown."""
+        return EACH_BY_ITSELF if self.intensity_range is None else Intensity.parse(self.intensity_range)

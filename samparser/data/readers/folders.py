@@ -12,10 +12,10 @@ from .images import IMAGE_SUFFIXES, read_image
 from .labels import LabelRules, parse_class_names
 from .paths import is_hidden, visible_files
 from .reader import Layout
+from .split_folders import SPLIT_FOLDERS
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "gt", "annotations")
-_SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 _MASK_ENDINGS = ("", "_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_segmentation", "-mask")
 _IMAGE_ENDINGS = ("", "_sat", "_image", "_img")
 _MASK_SUFFIXES = IMAGE_SUFFIXES | {".gif"}
@@ -137,7 +137,7 @@ def find_folders(root: Path, settings: DataSettings, split: str | None) -> tuple
     if split is None:
         images, masks = _existing([root], IMAGE_FOLDERS), _existing([root], MASK_FOLDERS)
     else:
-        words = _SPLIT_FOLDERS[split]
+        words = SPLIT_FOLDERS[split]
         inner = _existing([root], words)
         images = _existing(inner, IMAGE_FOLDERS) + _existing(_existing([root], IMAGE_FOLDERS), words)
         masks = _existing(inner, MASK_FOLDERS) + _existing(_existing([root], MASK_FOLDERS), words)
@@ -146,7 +146,7 @@ def find_folders(root: Path, settings: DataSettings, split: str | None) -> tuple
 
 def splits(root: Path, settings: DataSettings) -> tuple[str, ...]:
     """Return the splits that have folders of their own; empty if the data set is one pool."""
-    return tuple(split for split in _SPLIT_FOLDERS if find_folders(root, settings, split))
+    return tuple(split for split in SPLIT_FOLDERS if find_folders(root, settings, split))
 
 
 def open_reader(root: Path, settings: DataSettings, split: str | None) -> FolderReader:

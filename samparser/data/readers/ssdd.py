@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from ..sample import DataError, Instance, Sample, Skipped
 from ..settings import DataSettings
 from . import coco_layout
 from .images import IMAGE_SUFFIXES, read_image
-from .paths import check_regular, read_text, visible_files
+from .paths import read_text, visible_files
 from .reader import Layout, Reader
 from .segmentations import BadMask, polygon_mask
+from .xml_files import read_xml
 
 # The releases with polygons; BBox_SSDD and RBox_SSDD have boxes only.
 _RELEASES = ("PSeg_SSDD", "BBox_RBox_PSeg_SSDD")
@@ -47,10 +47,7 @@ class VocXmlReader:
         """Return sample `index`; objects without a polygon that can be drawn are left out."""
         name, (image_path, xml_path) = self.names[index], self._pairs[index]
         image = read_image(image_path)
-        try:
-            tree = ElementTree.parse(check_regular(xml_path))
-        except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
-            raise DataError(f"{xml_path} is not XML: {error}.") from error
+        tree = read_xml(xml_path)
         size = (tree.findtext("size/width"), tree.findtext("size/height"))
         height, width = image.shape[:2]
         if None not in size and size != (str(width), str(height)):

@@ -9,7 +9,7 @@ import numpy as np
 
 from samparser._words import shortened
 
-from ..sample import DataError, Instance, Sample, Skipped
+from ..sample import DataError, Instance, Sample, Skipped, warn
 from ..settings import DataSettings
 from .images import IMAGE_SUFFIXES, read_image
 from .labels import parse_class_names, read_values, separate
@@ -76,6 +76,11 @@ class VocReader:
             raise DataError(
                 f"None of the {len(listed)} images of {split or 'all lists'} has files in {', '.join(there)} of "
                 f"{folder}."
+            )
+        if len(layers) == 1:
+            warn(
+                f"{folder} has class masks and no SegmentationObject: each connected region of a class is taken for an "
+                f"object, so objects that touch are one."
             )
         self.names: list[str] = [files[0].relative_to(root).as_posix() for files in self._files]
 
