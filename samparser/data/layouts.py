@@ -13,7 +13,7 @@ from samparser._words import count, did_you_mean, shortened
 
 from .dataset import SegmentationDataset
 from .other_layouts import hint
-from .readers import coco_layout, cvat, folders, labelme, nifti, ssdd, voc, yolo_layout
+from .readers import coco_layout, cvat, folders, label_studio, labelme, nifti, ssdd, voc, yolo_layout
 from .readers.reader import Layout, Reader, class_ids, merge_classes
 from .sample import DataError
 from .settings import SPLITS, DataSettings
@@ -27,6 +27,7 @@ LAYOUTS: dict[str, Layout] = {
     "nifti": nifti.LAYOUT,
     "whu": folders.WHU,
     "cvat": cvat.LAYOUT,
+    "labelstudio": label_studio.LAYOUT,
     "labelme": labelme.LAYOUT,
     "coco": coco_layout.COCO,
     "yolo": yolo_layout.LAYOUT,

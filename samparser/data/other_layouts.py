@@ -14,6 +14,7 @@ _KNOWN = (
     (r"sa_\d+\.json", rb"segmentation", "SA-1B: one JSON file per image. Join them into one COCO file with images, "
      "annotations and categories; the annotations are COCO's already."),
     (r".*\.json", rb'"_via_img_metadata"|"regions"', f"VGG Image Annotator's JSON: {_COCO}."),
+    (r".*\.json", rb'"(brush|polygon|rectangle|ellipse)labels"', "Label Studio's JSON-MIN: export it as JSON."),
     (r".*\.json", rb'"exterior"', f"Supervisely's JSON: {_COCO}, or export masks."),
     (r".*_classes\.csv", rb"", "Roboflow's masks: put them into images/ and masks/, and give class_names."),
     (r"[^/]+/masks/.*\.png|.*/[0-9a-f]{64}/masks/.*", rb"", "a folder of masks for each image (DSB2018): join each "
