@@ -1,8 +1,8 @@
 """Label Studio's brush masks: run lengths of the bytes of an RGBA picture, packed into bits.
 
-The format is that of @thi.ng/rle-pack, whose description is: 32 bits, the number of words; 5 bits, the size of a word in
-bits less 1; four times 4 bits, sizes of a length in bits less 1. Then blocks until all words are there: 1 bit that says
-whether one word is repeated, 2 bits that choose the size of the length, the length less 1, and the word that is
+The format is that of @thi.ng/rle-pack, whose description is: 32 bits, the number of words; 5 bits, the size of a word
+in bits less 1; four times 4 bits, sizes of a length in bits less 1. Then blocks until all words are there: 1 bit that
+says whether one word is repeated, 2 bits that choose the size of the length, the length less 1, and the word that is
 repeated, or as many words as the length says. The highest bit comes first.
 """
 

@@ -38,9 +38,9 @@ def packed(words, blocks, sizes=(3, 4, 8, 16), word=8):
 
 def test_the_start_of_a_real_export_is_understood():
     # The first bytes of a brush of 3332 x 2527 px in alkzar90/cell_benchmark on the hub: its length in words, words of
-    # 8 bits and the sizes 3, 4, 8 and 16.
-    start = [2, 1, 233, 240, 57, 27, 255]
-    assert packed(4 * 3332 * 2527, [])[:6] == start[:5] + [start[5] & 0xFF]
+    # 8 bits, the sizes 3, 4, 8 and 16, and the first of many blocks of 65,536 noughts.
+    start = [2, 1, 233, 240, 57, 27, 255, 255, 255, 0]
+    assert packed(4 * 3332 * 2527, [(1, 3, 65536, (0,))]) == start
     with pytest.raises(BadMask, match="cut off"):
         brush_mask(start, 2527, 3332)
 

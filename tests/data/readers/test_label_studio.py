@@ -133,7 +133,7 @@ def test_nothing_outside_of_the_folder_is_opened(root):
 
 
 def test_of_several_annotations_the_ground_truth_or_else_the_latest_counts(root):
-    other = region(points=[[0, 0], [50, 0], [50, 50]])
+    other = region(points=[[0, 0], [50, 0], [50, 50], [0, 50]])
     old = {"id": 1, "result": [region()], "updated_at": "2024-01-01T00:00:00Z"}
     new = {"id": 2, "result": [other], "updated_at": "2024-06-01T00:00:00Z"}
     cancelled = {"id": 3, "result": [region()], "updated_at": "2025-01-01T00:00:00Z", "was_cancelled": True}
