@@ -58,3 +58,12 @@ class Intensity:
 
 EACH_BY_ITSELF = Intensity(0.1, 99.9, percent=True)
 """What holds where nothing is said: each image is stretched between percentiles of its own."""
+
+
+def chosen(text: str | None) -> Intensity:
+    """Return what a setting says, and what holds where nothing is said for None.
+
+    Raises:
+        ValueError: The text has another form, or its range is empty.
+    """
+    return EACH_BY_ITSELF if text is None else Intensity.parse(text)

@@ -71,7 +71,7 @@ def open_dataset(settings: DataSettings, split: str) -> SegmentationDataset:
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
     root = Path(settings.data)
-    name = _layout_name(root, settings)
+    name = layout_name(root, settings)
     layout = LAYOUTS[name]
     parts = _parts(root, settings, layout, split)
     keep = class_ids(merge_classes(reader.classes for reader, _ in parts), settings.classes)
@@ -98,7 +98,7 @@ def open_dataset(settings: DataSettings, split: str) -> SegmentationDataset:
 def available_splits(settings: DataSettings) -> tuple[str, ...]:
     """Return the splits that `open_dataset` has for these settings: the data set's own, or those that it would draw."""
     root = Path(settings.data)
-    own = () if settings.split_file else LAYOUTS[_layout_name(root, settings)].splits(root, settings)
+    own = () if settings.split_file else LAYOUTS[layout_name(root, settings)].splits(root, settings)
     if own:
         return own if "val" in own or settings.val_ratio is None else ("train", "val", *own[1:])
     if settings.split_file:
@@ -108,7 +108,13 @@ def available_splits(settings: DataSettings) -> tuple[str, ...]:
     return (*parts, "test") if settings.test_ratio else parts
 
 
-def _layout_name(root: Path, settings: DataSettings) -> str:
+def layout_name(root: Path, settings: DataSettings) -> str:
+    """Return the layout that the settings name, or that the files have.
+
+    Raises:
+        DataError: There is no such folder, or it has none of the layouts.
+        ValueError: There is no such layout.
+    """
     if not root.exists():
         raise DataError(f"The data folder {root} does not exist.")
     if settings.layout == "auto":

@@ -7,7 +7,7 @@ from typing import Literal
 
 from samparser._options import option
 
-from .intensity import EACH_BY_ITSELF, Intensity
+from .intensity import Intensity, chosen
 
 SPLITS = ("train", "val", "test", "all")
 
@@ -107,10 +107,9 @@ class DataSettings:
             )
         if self.window_width is not None and self.window_width <= 0:
             raise ValueError(f"window_width must be positive, got {self.window_width}.")
-        if self.intensity_range is not None:
-            Intensity.parse(self.intensity_range)
+        chosen(self.intensity_range)
 
     @property
     def intensity(self) -> Intensity:
         """How images of more than 8 bits are shown."""
-        return EACH_BY_ITSELF if self.intensity_range is None else Intensity.parse(self.intensity_range)
+        return chosen(self.intensity_range)

@@ -10,6 +10,7 @@ import numpy as np
 
 from samparser._words import count
 
+from ..intensity import EACH_BY_ITSELF, Intensity
 from ..sample import DataError, Instance, Sample, Skipped, warn
 from .coco_images import ImageFiles, relative_name
 from .coco_index import CocoImage, index_coco
@@ -27,6 +28,7 @@ class CocoReader:
         root: Names of samples are paths relative to this folder.
         keep: Names of the classes to keep; images without any of them are left out. None keeps all.
         crowds: Keep annotations with iscrowd set; None keeps them where the mark means nothing.
+        intensity: How images of more than 8 bits are shown.
 
     Raises:
         DataError: The file is not COCO's, its annotations name classes or images that it does not list, or none of
@@ -40,7 +42,9 @@ class CocoReader:
         root: Path,
         keep: Sequence[str] | None = None,
         crowds: bool | None = None,
+        intensity: Intensity = EACH_BY_ITSELF,
     ) -> None:
+        self._intensity = intensity
         self._file = file = index_coco(path)
         self.classes = file.categories
         self.skipped: list[Skipped] = []
@@ -125,7 +129,7 @@ class CocoReader:
     def read(self, index: int) -> tuple[Sample, list[Skipped]]:
         """Return sample `index` with its annotations drawn; those that cannot be drawn or are empty are left out."""
         (path, entry), name = self._images[index], self.names[index]
-        image = read_image(path)
+        image = read_image(path, self._intensity)
         height, width = image.shape[:2]
         _check_size(entry, height, width, name, self._file.path)
         instances, skipped, seen, normalised = [], [], set(), []

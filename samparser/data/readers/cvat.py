@@ -68,10 +68,11 @@ class CvatReader(DrawnReader):
             image for path, file in zip(files, read, strict=True) for image in file.images
             if split is None or _split_of(image, path, root) == split
         ]  # fmt: skip
-        beside = [folder for image in images[:1] if image.subset for folder in (image.subset, f"images/{image.subset}")]
+        # Two subsets may have images of one name; in an export each lies in the folder of its subset.
+        names = [f"{image.subset}/{image.name}" if image.subset else image.name for image in images]
         skipped: list[Skipped] = []
         entries = []
-        for image, path in zip(images, find_images(root, [i.name for i in images], settings, beside), strict=True):
+        for image, path in zip(images, find_images(root, names, settings), strict=True):
             if path is None:
                 skipped.append(Skipped(image.name, "image file missing"))
             else:

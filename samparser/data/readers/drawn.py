@@ -157,15 +157,13 @@ def inside(name: str, folder: str = "") -> str:
     return "/".join(parts)
 
 
-def find_images(
-    root: Path, names: Sequence[str], settings: DataSettings, beside: Sequence[str] = ()
-) -> list[Path | None]:
+def find_images(root: Path, names: Sequence[str], settings: DataSettings) -> list[Path | None]:
     """Return the files of images below a root, None for those that are not there.
 
-    Each is looked for by the longest end of its name: below the `images` setting, or the root, `images/` and the
-    folders `beside`. Nothing outside of the root is opened.
+    Each is looked for by the longest end of its name: below the `images` setting, or the root, `images/`, `imgs/` and
+    `JPEGImages/`. Nothing outside of the root is opened.
     """
-    folders = [root, *(root / name for name in ("images", "imgs", "JPEGImages", *beside))]
+    folders = [root, *(root / name for name in ("images", "imgs", "JPEGImages"))]
     if settings.images:
         folders = [root / settings.images]
     names = [inside(name) for name in names]

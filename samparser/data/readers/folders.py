@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from ..intensity import EACH_BY_ITSELF, Intensity
 from ..sample import DataError, Sample, Skipped
 from ..settings import DataSettings
 from .images import IMAGE_SUFFIXES, read_image
@@ -32,12 +33,16 @@ class FolderReader:
         masks: Folder of the masks.
         root: Names of samples are paths relative to this folder.
         rules: What the masks' values mean.
+        intensity: How images of more than 8 bits are shown.
     """
 
-    def __init__(self, images: Path, masks: Path, root: Path, rules: LabelRules) -> None:
+    def __init__(
+        self, images: Path, masks: Path, root: Path, rules: LabelRules, intensity: Intensity = EACH_BY_ITSELF
+    ) -> None:
         self.classes = rules.table()
         self.skipped: list[Skipped] = []
         self._rules = rules
+        self._intensity = intensity
         self._pairs = self._pair(images, masks)
         self.names: list[str] = [image.relative_to(root).as_posix() for image, _ in self._pairs]
 
@@ -81,7 +86,7 @@ class FolderReader:
     def read(self, index: int) -> tuple[Sample, list[Skipped]]:
         """Return sample `index`; DataError when image and mask differ in size or the mask's values mean nothing."""
         image_path, mask_path = self._pairs[index]
-        image = read_image(image_path)
+        image = read_image(image_path, self._intensity)
         instances, void, size = self._rules.split(mask_path)
         if size != image.shape[:2]:
             raise DataError(
@@ -163,7 +168,7 @@ def open_reader(root: Path, settings: DataSettings, split: str | None) -> Folder
         )
     classes, colours = parse_class_names(settings.class_names)
     rules = LabelRules(settings.instances, classes, colours, settings.void_value, settings.mask_threshold)
-    return FolderReader(*folders, root, rules)
+    return FolderReader(*folders, root, rules, settings.intensity)
 
 
 def is_whu(root: Path) -> bool:
@@ -180,7 +185,7 @@ def open_whu(root: Path, settings: DataSettings, split: str | None) -> FolderRea
         raise DataError(f"{root} has no {split}/image and {split}/label.")
     # Some label tiles are stored with one bit, others with 0 and 255.
     rules = LabelRules(settings.instances, {1: "building"}, threshold=settings.mask_threshold or 1)
-    return FolderReader(*folders, root, rules)
+    return FolderReader(*folders, root, rules, settings.intensity)
 
 
 def _is_folders(path: Path) -> bool:
