@@ -5,6 +5,7 @@ from samparser._extras import require
 for _package in ("PIL", "scipy", "pycocotools", "msgspec", "tqdm"):
     require(_package, "Reading data sets")
 
+from .convert import Conversion, convert_dataset  # noqa: E402
 from .dataset import SegmentationDataset  # noqa: E402
 from .flips import Flipped, RandomlyFlipped  # noqa: E402
 from .layouts import LAYOUTS, detect_layout, open_dataset  # noqa: E402
@@ -15,6 +16,7 @@ from .settings import DataSettings  # noqa: E402
 
 __all__ = [
     "LAYOUTS",
+    "Conversion",
     "DataError",
     "DataSettings",
     "DataWarning",
@@ -26,6 +28,7 @@ __all__ = [
     "Sample",
     "SegmentationDataset",
     "Skipped",
+    "convert_dataset",
     "detect_layout",
     "open_dataset",
     "read_image",

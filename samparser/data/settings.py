@@ -18,7 +18,8 @@ class DataSettings:
 
     data: str = option("Folder of the data set, or a COCO JSON file.")
     layout: str = option(
-        "coco, voc, nwpu, whu, ssdd, nifti or folders; auto finds out from the files and says so when it cannot tell.",
+        "coco, yolo, labelme, cvat, labelstudio, voc, nwpu, whu, ssdd, nifti or folders; auto finds out from the files "
+        "and says so when it cannot tell.",
         "auto",
     )
     classes: list[str] | None = option("Keep only instances of these classes, by name. Default: all.", None)

@@ -133,7 +133,7 @@ def test_class_masks_hold_what_is_on_top_and_say_what_is_lost(root, tmp_path):
 
 def test_more_objects_than_a_palette_has_room_for_are_written_in_sixteen_bits(tmp_path):
     pixels = [(3, box(x, y, x + 1, y + 1)) for y in range(0, HEIGHT) for x in range(WIDTH)] * 2
-    root = write_set(tmp_path / "set", {"train": [pixels + [(7, box(0, 0, 2, 2))]]})
+    root = write_set(tmp_path / "set", {"train": [[*pixels, (7, box(0, 0, 2, 2))]]})
     few = converted(root, tmp_path / "few", "voc")
     assert few.lost["objects, wholly under others"] == HEIGHT * WIDTH + 1
     big = tmp_path / "big"
@@ -251,7 +251,7 @@ def test_nothing_of_the_users_is_overwritten_and_nothing_is_left_after_an_error(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
     for path in root.glob("*/*.png"):
         path.write_bytes(b"cut")
-    with pytest.raises(DataError, match="None of the images of .* can be read"):
+    with pytest.raises(DataError, match=r"None of the images of .* can be read"):
         converted(root, tmp_path / "new", "coco")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "set"]
 
