@@ -48,7 +48,7 @@ def test_the_start_of_a_real_export_is_understood():
 def test_repeated_and_single_words_of_every_size_are_unpacked():
     on, off = (255, 255, 255, 255), (0, 0, 0, 0)
     blocks = [
-        (0, 0, 8, (*on, *off)),
+        (0, 0, 8, (*on, 7, 7, 7, 0)),  # a colour that is wholly transparent
         (1, 1, 12, (0,)),
         (0, 2, 20, (*on, *on, *off, 9, 9, 9, 1, *off)),
         (1, 3, 40, (255,)),
