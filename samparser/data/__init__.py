@@ -8,7 +8,7 @@ for _package in ("PIL", "scipy", "pycocotools", "msgspec", "tqdm"):
 from .convert import Conversion, convert_dataset  # noqa: E402
 from .dataset import SegmentationDataset  # noqa: E402
 from .flips import Flipped, RandomlyFlipped  # noqa: E402
-from .layouts import LAYOUTS, detect_layout, open_dataset  # noqa: E402
+from .layouts import LAYOUTS, detect_layout, from_datasets, open_dataset  # noqa: E402
 from .readers.images import read_image  # noqa: E402
 from .readers.reader import Layout, Reader  # noqa: E402
 from .sample import DataError, DataWarning, Instance, Sample, Skipped  # noqa: E402
@@ -30,6 +30,7 @@ __all__ = [
     "Skipped",
     "convert_dataset",
     "detect_layout",
+    "from_datasets",
     "open_dataset",
     "read_image",
 ]

@@ -18,8 +18,8 @@ class DataSettings:
 
     data: str = option("Folder of the data set, or a COCO JSON file.")
     layout: str = option(
-        "coco, yolo, labelme, cvat, labelstudio, voc, nwpu, whu, ssdd, nifti or folders; auto finds out from the files "
-        "and says so when it cannot tell.",
+        "coco, yolo, labelme, cvat, labelstudio, voc, nwpu, whu, ssdd, nifti, datasets or folders; auto finds out from "
+        "the files and says so when it cannot tell.",
         "auto",
     )
     classes: list[str] | None = option("Keep only instances of these classes, by name. Default: all.", None)
@@ -37,9 +37,13 @@ class DataSettings:
         "are left out.",
         None,
     )
-    images: str | None = option("Folder of the images, relative to the data folder; may contain {split}.", None)
+    images: str | None = option(
+        "Folder of the images, relative to the data folder; may contain {split}. Layout datasets: their column.", None
+    )
     masks: str | None = option(
-        "Folder of the masks (layout folders), relative to the data folder; may contain {split}.", None
+        "Folder of the masks (layout folders), relative to the data folder; may contain {split}. Layout datasets: "
+        "their column.",
+        None,
     )
     instances: Literal["components", "class", "ids"] = option(
         "What an instance is in a mask file: each connected component of a class, a class as a whole, or each "
