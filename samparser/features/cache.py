@@ -105,11 +105,13 @@ class FeatureCache:
         family = family_of(model, "Caching features")
         if dtype not in _NAMES:
             raise ValueError(
-                f"Features are stored as torch.float16, torch.float32 or torch.int8, not as {dtype}: bfloat16 takes the "
-                "bytes of float16 and rounds eight times more coarsely."
+                f"Features are stored as torch.float16, torch.float32 or torch.int8, not as {dtype}: bfloat16 takes "
+                "the bytes of float16 and rounds eight times more coarsely."
             )
         if autocast is not None and autocast not in _AUTOCAST:
-            raise ValueError(f"autocast is torch.bfloat16 or torch.float16, or None for the model's own; got {autocast}.")
+            raise ValueError(
+                f"autocast is torch.bfloat16 or torch.float16, or None for the model's own; got {autocast}."
+            )
         for name, value in (("batch", batch), ("shards", shards)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1 image; got {value}.")
@@ -205,8 +207,8 @@ class FeatureCache:
             f"({used / _GB:.2f} GB) there, {free / _GB:.1f} GB are free."
         )
         ways_out = (
-            "Cache fewer images, store conv1's projection or fewer bytes a value (float16, int8), use another folder, or "
-            "train without a cache."
+            "Cache fewer images, store conv1's projection or fewer bytes a value (float16, int8), use another folder, "
+            "or train without a cache."
         )
         if self._limit is not None and most > self._limit * _GB:
             raise ValueError(f"{text} The limit is {self._limit:g} GB. Raise it, or: {ways_out}")
@@ -261,7 +263,9 @@ class FeatureCache:
         if shown:
             print(text)
         start, total = time.perf_counter(), len(range(rank, len(samples), world))
-        with tqdm(total=total, desc="encoding", unit="image", leave=False, dynamic_ncols=True, disable=not shown) as bar:
+        with tqdm(
+            total=total, desc="encoding", unit="image", leave=False, dynamic_ncols=True, disable=not shown
+        ) as bar:
             filling.run(process, bar.update)
         if shown and filling.encoded:
             share = filling.waited / (time.perf_counter() - start)
@@ -377,7 +381,8 @@ def _refuse_changes_before_neck(model: nn.Module) -> None:
 def _difference(ours: Features, exact: Features) -> float:
     """Return the root mean square of the differences over that of the exact features; of several, the largest."""
     return max(
-        float((one.float() - other.float()).norm() / other.float().norm()) for one, other in zip(ours, exact, strict=True)
+        float((one.float() - other.float()).norm() / other.float().norm())
+        for one, other in zip(ours, exact, strict=True)
     )
 
 

@@ -1,4 +1,4 @@
-"""Filling a store: workers read and resize, the encoder takes batches, threads write; several processes share it out."""
+"""Filling a store: workers read and resize, the encoder takes batches, threads write, processes share it out."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Prepared(NamedTuple):
     """An image as a worker hands it over.
 
     Attributes:
-        index: Which one of the samples.
+        place: Which one of the samples.
         key: See `image_key`.
         pixels: (3, S, S), what the encoder takes; None where the store has whole features of it.
         damage: What was wrong with those that are there, if anything.
     """
 
-    index: int
+    place: int
     key: str
     pixels: Tensor | None
     damage: str | None
@@ -159,7 +159,7 @@ class Filling:
     def _go_through(self, parts: Sequence[_Part], advance: Callable[[], object]) -> None:
         loader = DataLoader(
             self._dataset,
-            sampler=self._claimed(parts),  # type: ignore[arg-type]
+            sampler=self._claimed(parts),
             batch_size=None,
             collate_fn=_as_it_is,
             generator=torch.Generator(),  # or the workers' seed would come from everybody's
@@ -190,7 +190,7 @@ class Filling:
                 yield index
 
     def _take(self, prepared: Prepared) -> None:
-        part = self._parts.pop(prepared.index)
+        part = self._parts.pop(prepared.place)
         if prepared.damage is not None:
             warnings.warn(prepared.damage, stacklevel=5)
         if prepared.pixels is None or prepared.key in self._seen:
@@ -246,5 +246,5 @@ class Filling:
         return future
 
 
-def _as_it_is(item: Prepared) -> Prepared:
+def _as_it_is(item: Any) -> Any:
     return item
