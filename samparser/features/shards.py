@@ -20,7 +20,13 @@ from samparser._files import replacing
 # In place of names, by the bytes of a value.
 _TYPES = {"I8": torch.int8, "F16": torch.float16, "F32": torch.float32}
 _OF_SIZE = {dtype.itemsize: dtype for dtype in _TYPES.values()}
+# What a header raises that is not what `Shards.write` wrote.
+_NO_SHARD = (ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error)
 _LONGEST_HEADER = 100_000_000  # of safetensors itself
+
+
+class _OfAnotherModelError(ValueError):
+    """A whole shard, in the wrong folder."""
 
 
 class Found(NamedTuple):
@@ -71,12 +77,12 @@ class Shards:
                 self._take_in(self.folder / name)
             except FileNotFoundError:
                 continue
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                if not isinstance(error, OSError):
+            except (OSError, *_NO_SHARD) as error:
+                if not isinstance(error, (OSError, _OfAnotherModelError)):
                     self.unreadable.append(self.folder / name)
                 warnings.warn(
-                    f"{self.folder / name} is damaged and passed over ({error}). Filling the cache deletes it and "
-                    "computes its images anew.",
+                    f"{self.folder / name} is damaged and passed over ({error}). Filling the cache computes its images "
+                    "anew.",
                     stacklevel=4,
                 )
         return bool(found)
@@ -127,15 +133,11 @@ class Shards:
             self.unreadable.pop().unlink(missing_ok=True)
 
     def _take_in(self, path: Path) -> None:
-        """Remember where each entry of a file lies.
-
-        Raises:
-            OSError, ValueError, KeyError, TypeError: It is no whole shard of this cache.
-        """
+        """Remember where each entry of a file lies; `_NO_SHARD` is raised where it is no whole shard of this cache."""
         header, start = _header_of(path)
         metadata = header.pop("__metadata__", {})
         if metadata.pop("fingerprint", None) != self._fingerprint:
-            raise ValueError("it belongs to another model")
+            raise _OfAnotherModelError("it belongs to another model")
         number, where = len(self._paths), {}
         for key, checksum in metadata.items():
             spans: list[int] = []
@@ -150,11 +152,7 @@ class Shards:
 
 
 def _header_of(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the header of a safetensors file, and where its data begins.
-
-    Raises:
-        ValueError: The file is not as long as its header says, or has none.
-    """
+    """Return the header of a safetensors file, which is as long as that says, and where its data begins."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         text = file.read(length) if length <= _LONGEST_HEADER else b""

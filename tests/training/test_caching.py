@@ -41,7 +41,7 @@ def test_a_second_run_encodes_nothing(run_tiny, tmp_path, monkeypatch):
 
     cache = str(tmp_path / "features")
     first, _ = run_tiny("first", cache=cache)
-    monkeypatch.setattr(FeatureCache, "encode", None)
+    monkeypatch.setattr(FeatureCache, "encode_pixels", None)
     second, _ = run_tiny("second", cache=cache)
     for name, tensor in adapter_tensors(first).items():
         assert torch.equal(tensor, adapter_tensors(second)[name])
