@@ -38,9 +38,9 @@ class Claims:
         self._held: set[Path] = set()
         self._signs: dict[Path, tuple[int, float]] = {}
         self._done = threading.Event()
+        self._showing: threading.Thread | None = None
 
     def __enter__(self) -> Claims:
-        threading.Thread(target=self._show_life, daemon=True).start()
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -65,6 +65,9 @@ class Claims:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
         self._held.add(path)
+        if self._showing is None:  # not before the first claim, so that workers are forked without another thread
+            self._showing = threading.Thread(target=self._show_life, daemon=True)
+            self._showing.start()
         return True
 
     def release(self, name: str) -> None:
