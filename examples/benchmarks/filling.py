@@ -18,7 +18,7 @@ from samparser.features.filling import pixels_of
 from samparser.features.store import FeatureStore
 from samparser.sam import default_processor
 
-from .measure import device, table
+from .measure import device, now, table
 from .models import Size, make_sam
 from .scale import MIB, own_memory
 from .steps import coefficients_and_decoder
@@ -88,20 +88,20 @@ def _fill_once(model: Any, processor: Any, photos: Photos, way: dict[str, Any]) 
             return encoded
 
         cache.encode_pixels = timed  # type: ignore[method-assign]
-        _, filled = _seconds(lambda: cache.fill(photos, workers=workers, progress=False))
+        filled = _seconds(lambda: cache.fill(photos, workers=workers, progress=False))
         working = sum(inside)
     batch = way.get("batch", 1)
     prepared = [pixels_of(photo.image, images) for photo in photos]
     batches = [torch.stack(prepared[start : start + batch]) for start in range(0, len(prepared), batch)]
-    _, alone = _seconds(lambda: [encode(pixels) for pixels in batches])
+    alone = _seconds(lambda: [encode(pixels) for pixels in batches])
     return working / filled, alone / filled
 
 
-def _seconds(work: Any) -> tuple[Any, float]:
-    start = time.perf_counter()
-    result = work()
+def _seconds(work: Any, clock: Any = time.perf_counter) -> float:
+    start = clock()
+    work()
     _wait()
-    return result, time.perf_counter() - start
+    return clock() - start
 
 
 def _wait() -> None:
@@ -121,8 +121,8 @@ def measure_reading(entries: int, *, quick: bool) -> str:
         rows.append([name, *cells, f"{grown / MIB:.0f} MiB", f"{bytes_ / entries / 1e3:.1f} KB"])
     header = ["layout", "written in", "first entry", "each further one", "rate / files", "memory", "on disk, each"]
     return (
-        f"{entries:,} entries of {shape} in float16, wall time. The first entry is read by a new store, which looks "
-        "for shards then; further ones in random order, each compared with its checksum; memory is the growth of the "
+        f"{entries:,} entries of {shape} in float16. The first entry is read by a new store, which looks for shards "
+        "then; further ones in random order, each compared with its checksum; memory is the growth of the "
         f"process's own:\n\n{table(header, rows)}"
     )
 
@@ -143,11 +143,11 @@ def _write_and_read(
         for start in range(0, entries, together):
             store.shards.write({key: store.stored(features) for key in keys[start : start + together]})
 
-    _, written = _seconds(write)
+    written = _seconds(write, now)
     bytes_ = sum(path.stat().st_blocks * 512 for path in folder.rglob("*.safetensors"))
     random.Random(0).shuffle(keys)
     before = own_memory()
     fresh = FeatureStore(folder, "synthetic", (shape,), torch.float16)
-    _, first = _seconds(lambda: fresh.read(keys[0]))
-    _, rest = _seconds(lambda: [fresh.read(key) and None for key in keys[1:]])
+    first = _seconds(lambda: fresh.read(keys[0]), now)
+    rest = _seconds(lambda: [fresh.read(key) and None for key in keys[1:]], now)
     return written, first, rest / (entries - 1), max(0.0, own_memory() - before), bytes_

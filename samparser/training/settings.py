@@ -55,7 +55,7 @@ MAY_DIFFER = frozenset(
 
 
 # What each of these is where it says nothing, so that without a cache it needs no word.
-_OF_A_CACHE = {
+OF_A_CACHE = {
     "cache_projected": False,
     "cache_limit_gb": None,
     "cache_batch": 1,
@@ -260,9 +260,9 @@ class TrainSettings(TrainingArguments):
             raise ValueError(f"max_steps is {self.max_steps}; give a number of steps, or -1: as long as the epochs.")
         if self.lambda_focal is None or not 0 <= self.lambda_focal <= 1:
             raise ValueError(f"lambda_focal is {self.lambda_focal}; it must lie between 0 and 1.")
-        chosen = [name for name, unused in _OF_A_CACHE.items() if getattr(self, name) != unused]
+        chosen = [name for name, unused in OF_A_CACHE.items() if getattr(self, name) != unused]
         if self.cache is None and chosen:
-            raise ValueError(f"{', '.join(chosen)} says how to cache; give the folder, cache, as well.")
+            raise ValueError(f"Without a cache there is no use for {', '.join(chosen)}; give the folder, cache, as well.")
         if self.save_total_limit is not None and self.save_total_limit < 2:
             raise ValueError(
                 f"save_total_limit is {self.save_total_limit}; at least 2, so that a run killed while it writes one "
