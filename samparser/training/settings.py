@@ -262,7 +262,7 @@ class TrainSettings(TrainingArguments):
             raise ValueError(f"lambda_focal is {self.lambda_focal}; it must lie between 0 and 1.")
         chosen = [name for name, unused in OF_A_CACHE.items() if getattr(self, name) != unused]
         if self.cache is None and chosen:
-            raise ValueError(f"Without a cache there is no use for {', '.join(chosen)}; give the folder, cache, as well.")
+            raise ValueError(f"Without a cache {', '.join(chosen)} cannot be honoured; give the folder, cache, too.")
         if self.save_total_limit is not None and self.save_total_limit < 2:
             raise ValueError(
                 f"save_total_limit is {self.save_total_limit}; at least 2, so that a run killed while it writes one "

@@ -138,8 +138,8 @@ def test_what_cannot_be_cached_is_refused_before_anything_is_written(run_tiny, t
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"cache_projected": True}, "no use for cache_projected; give the folder"),
-        ({"cache_shards": 4, "cache_batch": 2}, "no use for cache_batch, cache_shards; give the folder"),
+        ({"cache_projected": True}, "cache_projected cannot be honoured; give the folder"),
+        ({"cache_shards": 4, "cache_batch": 2}, "cache_batch, cache_shards cannot be honoured; give the folder"),
         ({"cache": "x", "cache_limit_gb": -1}, "cache_limit_gb is -1"),
         ({"cache": "x", "cache_batch": 0}, "cache_batch is 0; it must be at least 1"),
         ({"cache": "x", "cache_shards": 0}, "cache_shards is 0; it must be at least 1"),
