@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 import time
@@ -59,7 +60,9 @@ class Shards:
     def __init__(self, folder: Path, fingerprint: str, names: list[str]) -> None:
         self.folder, self._fingerprint, self._names = folder, fingerprint, names
         self._layout = struct.Struct("<I32s" + "QQB" * len(names))
-        self._paths: list[Path] = []
+        # Threads may look for shards at the same time: a number is given once, to a shard that may have another too.
+        self._numbers = itertools.count()
+        self._paths: dict[int, Path] = {}
         self._where: dict[bytes, bytes] = {}
         self._seen: set[str] = set()
         self.unreadable: list[Path] = []
@@ -104,7 +107,7 @@ class Shards:
                 for name, begin, values, size in zip(self._names, spans[::3], spans[1::3], spans[2::3], strict=True):
                     tensor = torch.empty(values, dtype=_OF_SIZE[size])
                     file.seek(begin)
-                    if file.readinto(tensor.view(torch.uint8).numpy()) != values * size:
+                    if file.readinto(tensor.view(torch.uint8).numpy().data) != values * size:
                         raise ValueError("it is cut off")
                     stored[name] = tensor
         except FileNotFoundError:
@@ -138,7 +141,7 @@ class Shards:
         metadata = header.pop("__metadata__", {})
         if metadata.pop("fingerprint", None) != self._fingerprint:
             raise _OfAnotherModelError("it belongs to another model")
-        number, where = len(self._paths), {}
+        number, where = next(self._numbers), {}
         for key, checksum in metadata.items():
             spans: list[int] = []
             for name in self._names:
@@ -147,7 +150,7 @@ class Shards:
                 size = _TYPES[about["dtype"]].itemsize
                 spans += (start + begin, (end - begin) // size, size)
             where[bytes.fromhex(key)] = self._layout.pack(number, bytes.fromhex(checksum), *spans)
-        self._paths.append(path)
+        self._paths[number] = path
         self._where |= where
 
 

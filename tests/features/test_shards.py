@@ -3,6 +3,7 @@
 import json
 import pickle
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -144,6 +145,18 @@ def test_a_shard_cut_off_or_deleted_while_it_is_used_is_named(tmp_path):
     second.unlink()
     with pytest.raises(MissingFeaturesError):
         store.read(KEYS[3])
+
+
+def test_threads_may_write_and_look_for_shards_at_the_same_time(tmp_path):
+    store = FeatureStore(tmp_path, "print", ((1,),), torch.float32)
+    keys = [f"{number:064x}" for number in range(200)]
+
+    def write(number):
+        store.shards.write({keys[number]: store.stored((torch.full((1,), float(number)),))})
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(200)))
+    assert [store.read(key)[0].item() for key in keys] == list(range(200))
 
 
 def test_where_entries_lie_takes_some_hundred_bytes_each(tmp_path):
