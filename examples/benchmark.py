@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from benchmarks.families import measure_families
+from benchmarks.filling import measure_filling, measure_reading
 from benchmarks.layers import measure_evaluation, measure_layers, measure_mixed_batch, vit_b_layers
 from benchmarks.lean import measure_lean
 from benchmarks.many import measure_many_adapters
@@ -42,13 +43,14 @@ class Arguments:
         default_factory=list,
         metadata={
             "help": "Parts: families, layers, transposed, evaluation, mixed, steps, lean, startup, many, scale, "
-            "profile; all if none."
+            "filling, reading, profile; all if none."
         },
     )
     rounds: int | None = field(default=None, metadata={"help": "Rounds of each comparison."})
     step_rounds: int | None = field(default=None, metadata={"help": "Rounds of whole training steps."})
     threads: int | None = field(default=None, metadata={"help": "Threads of torch; by default torch's choice."})
     device: str = field(default="cpu", metadata={"help": "Where to measure: cpu, cuda, cuda:1."})
+    entries: int | None = field(default=None, metadata={"help": "Entries of the part reading; 10,000 if not given."})
     output: str | None = field(default=None, metadata={"help": "File for the tables (Markdown); parts are appended."})
     figure: str | None = field(default=None, metadata={"help": "PNG for the figure of the part scale."})
 
@@ -82,6 +84,11 @@ def main(arguments: Arguments) -> None:
         "startup": ("Start-up", lambda: measure_startup(size, rounds)),
         "many": ("One image, many adapters", lambda: measure_many_adapters(size, step_rounds, quick=arguments.quick)),
         "scale": ("Scale", lambda: measure_scale(size, rounds, figure, quick=arguments.quick)),
+        "filling": ("Filling a cache", lambda: measure_filling(size, step_rounds, quick=arguments.quick)),
+        "reading": (
+            "Reading many entries",
+            lambda: measure_reading(arguments.entries or (50 if arguments.quick else 10_000), quick=arguments.quick),
+        ),
         "profile": ("Where a cached step spends its time", lambda: measure_where_time_goes(size, step_rounds)),
     }
     unknown = sorted(set(arguments.only) - parts.keys())
