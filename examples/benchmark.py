@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from benchmarks.batches import measure_batches
 from benchmarks.families import measure_families
 from benchmarks.filling import measure_filling, measure_reading
 from benchmarks.layers import measure_evaluation, measure_layers, measure_mixed_batch, vit_b_layers
@@ -42,8 +43,8 @@ class Arguments:
     only: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Parts: families, layers, transposed, evaluation, mixed, steps, lean, startup, many, scale, "
-            "filling, reading, profile; all if none."
+            "help": "Parts: families, layers, transposed, evaluation, mixed, steps, batches, lean, startup, many, "
+            "scale, filling, reading, profile; all if none."
         },
     )
     rounds: int | None = field(default=None, metadata={"help": "Rounds of each comparison."})
@@ -70,6 +71,7 @@ def main(arguments: Arguments) -> None:
     # Of each architecture of a decoder the smallest model; what is before the neck does not run.
     names = ("sam-vit-base", "sam-hq-vit-base", "sam2.1-hiera-tiny", "sam3-tracker")
     lean = {"tiny": lambda: make_sam(QUICK).config} if arguments.quick else {name: PUBLISHED[name] for name in names}
+    sides, batches = ([64], [1, 2]) if arguments.quick else ([256, 512, 1024], [1, 2, 4, 8])
     parts: dict[str, tuple[str, Callable[[], str]]] = {
         "families": ("Every family, counted", lambda: measure_families(counted)),
         "layers": ("One layer", lambda: measure_layers(layers, side, rounds)),
@@ -80,6 +82,7 @@ def main(arguments: Arguments) -> None:
         "evaluation": ("One layer in evaluation", lambda: measure_evaluation(layers, side, rounds)),
         "mixed": ("A batch of several adapters", lambda: measure_mixed_batch(layers, side, rounds)),
         "steps": ("A training step", lambda: measure_steps(size, step_rounds, main_methods=arguments.full)),
+        "batches": ("Several cached images a step", lambda: measure_batches(size, sides, step_rounds, batches)),
         "lean": ("The lean decoder in every family", lambda: measure_lean(lean, step_rounds)),
         "startup": ("Start-up", lambda: measure_startup(size, rounds)),
         "many": ("One image, many adapters", lambda: measure_many_adapters(size, step_rounds, quick=arguments.quick)),
