@@ -24,6 +24,7 @@ VERBS = {
     "merge": "write adapter and base as one plain SamModel",
     "push": "upload an adapter to the Hugging Face hub",
     "data check": "read a data set, count, draw a contact sheet",
+    "data convert": "write a data set in the layout of another tool",
     "inspect": "what adapters changed: spectra, likeness, scores in part and together; distil",
     "compare": "run an experiment: every method side by side, beside the paper's figures",
     "methods": "list the methods that --method knows",

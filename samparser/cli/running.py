@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 import samparser
 from samparser._memory import PREDICTION, SCORING, TRAINING
+from samparser._words import printable
 
 from .parser import ParserExit
 from .speaking import lost_another, speaks_first, who
@@ -54,7 +55,7 @@ def run(verb: str, arguments: Sequence[str], *, show_traceback: bool = False) ->
         if show_traceback:
             raise
         if speaks_first():
-            print(f"samparser {verb}: error: {explain(error, verb)}{who()}", file=sys.stderr)
+            print(f"samparser {verb}: error: {printable(explain(error, verb))}{who()}", file=sys.stderr)
         return 2
 
 

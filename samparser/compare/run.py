@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from samparser._extras import require
+from samparser._files import no_folder
 
 from .also import BEFORE, BEFORE_FIELDS, before_settings, refuse_trained_on, score_before
 from .cell import tidy
@@ -59,22 +60,24 @@ def compare(
         say: Gets one line for each finished cell.
 
     Raises:
-        ExperimentError: Data are missing, a result in `output` was made with other settings, or the launcher does not
-            know an option.
+        ExperimentError: Data are missing, a result in `output` was made with other settings, there can be no such
+            folder, or the launcher does not know an option.
         CellError: A cell failed; those that are finished are kept.
     """
     if processes is not None and processes < 1:
         raise ExperimentError(f"processes is {processes}; it must be at least 1.")
     check_launcher(launcher, launcher_options or {})
+    output = Path(output).expanduser().resolve()
+    if reason := no_folder(output):
+        raise ExperimentError(f"{reason}; name another output folder.")
     if not experiment.data:
         report = Report(experiment, [], count_rows(experiment, say))
-        write_report(report, Path(output))
+        write_report(report, output)
         return report
     if experiment.panels is not None:
         require("matplotlib.figure", "Drawing the panels of an experiment")
     root = _root(experiment, data_root)
     require_data(_sources(experiment), root)
-    output = Path(output).expanduser().resolve()
     workspace, store = Workspace(experiment, root, output, limit), ResultStore(output)
     try:
         run = _Run(workspace, store, Workers(workspace, processes or 1, say=say), say)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import EarlyStoppingCallback, IntervalStrategy, PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
+from samparser._files import filling_folder
 from samparser._memory import TRAINING, advising
 from samparser._untrusted import read_json
 from samparser.data.flips import RandomlyFlipped
@@ -66,7 +67,8 @@ class TrainResult:
 
 
 def _default_save(model: nn.Module, folder: Path) -> None:
-    model.save_pretrained(folder)  # type: ignore[operator]
+    with filling_folder(folder) as stage:
+        model.save_pretrained(stage)  # type: ignore[operator]
 
 
 def train(
