@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
@@ -81,6 +81,7 @@ MASKS = st.lists(
 
 @pytest.mark.parametrize(("to", "shapes"), WHOLE)
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(images=[[(3, rectangle(0, 0, 1, 1, HEIGHT, WIDTH))]])
 @given(images=st.lists(MASKS, min_size=1, max_size=2))
 def test_whatever_is_drawn_is_the_same_when_it_is_read_back(tmp_path_factory, to, shapes, images):
     root = write_set(tmp_path_factory.mktemp("law"), {"train": images})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -205,10 +206,8 @@ def is_export(path: Path) -> bool:
     if path.suffix.lower() != ".json" or not path.is_file():
         return False
     with open(path, "rb") as file:
-        head = file.read(_HEAD)
-    return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[" and any(
-        key in head for key in (b'"annotations"', b'"completions"')
-    )
+        head = file.read(_HEAD).removeprefix(BOM_UTF8).lstrip()
+    return head[:1] == b"[" and any(key in head for key in (b'"annotations"', b'"completions"'))
 
 
 def find_files(root: Path) -> list[Path]:

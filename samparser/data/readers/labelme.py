@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -185,10 +186,8 @@ def is_labelme(path: Path) -> bool:
     if path.suffix.lower() != ".json" or not path.is_file():
         return False
     with open(path, "rb") as file:
-        head = file.read(_HEAD)
-    return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{" and any(
-        key in head for key in (b'"shapes"', b'"imagePath"', b'"imageData"')
-    )
+        head = file.read(_HEAD).removeprefix(BOM_UTF8).lstrip()
+    return head[:1] == b"{" and any(key in head for key in (b'"shapes"', b'"imagePath"', b'"imageData"'))
 
 
 def recognise(root: Path) -> bool:
