@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from samparser._files import no_folder, write_text
 from samparser._untrusted import read_json
@@ -245,6 +244,8 @@ class FeatureCache:
         Raises:
             ValueError: The images do not fit below the limit or on the disk.
         """
+        from tqdm.auto import tqdm
+
         text = self.need(len(samples))
         self.store.remove_abandoned()
         self._errors = []
