@@ -24,7 +24,7 @@ FRAME = (
 DEVICE = "auto: a GPU where there is one; cpu: never a GPU."
 
 # Up to so many images are read once before a run, so that one bad file is left out rather than stops the run later.
-_SCANNED_UP_TO = 2000
+_SCANNED_UP_TO = 200
 _NAMED = 5
 
 

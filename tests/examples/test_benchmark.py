@@ -10,7 +10,7 @@ def benchmark(monkeypatch):
 
 
 def test_the_benchmark_compares_layers_steps_and_adapters(benchmark, tmp_path, capsys):
-    parts = ("families", "layers", "transposed", "steps", "lean", "many")
+    parts = ("families", "layers", "transposed", "steps", "batches", "lean", "many")
     benchmark("--rounds", 1, "--step_rounds", 1, "--only", *parts, "--output", tmp_path / "out.md")
     printed = capsys.readouterr().out
     assert (tmp_path / "out.md").read_text() == printed
@@ -21,6 +21,8 @@ def test_the_benchmark_compares_layers_steps_and_adapters(benchmark, tmp_path, c
         "| smaller: 6->3, 8x8 |",
         "| samparser + decoder |",
         "| sam-vit-base | 482.82 | 3.22 | 1.81 | 1.81 | 1/97 | 12.1, 1/41 | 6.3 MB |",
+        "| 64 | 1 box each | 1 |",
+        "| 64 | unequal numbers | 2 |",
         "| tiny | 10 |",
         "| LoRA r=4 on qkv + decoder |",
         "| 2 |",

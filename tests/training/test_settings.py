@@ -150,7 +150,10 @@ def test_settings_can_be_copied_with_another_value(fields):
     assert {name: settings.recorded()[name] for name in expected} == expected
 
 
-def test_what_a_release_of_transformers_fills_in_where_nothing_is_sharded_can_be_given():
+def test_what_a_release_of_transformers_fills_in_where_nothing_is_sharded_can_be_given(monkeypatch):
     TrainSettings(fsdp=[], fsdp_config={"min_num_params": 0, "xla": False})
     with pytest.raises(ValueError, match=r"fsdp_config is \{'min_num_params': 5\}: the adapter and the scores need"):
         TrainSettings(fsdp_config={"min_num_params": 5})
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"told to use FSDP \(distributed_type, use_fsdp\): .*DDP\), which takes the"):
+        TrainSettings()

@@ -337,6 +337,11 @@ def open_reader(root: Path, settings: DataSettings, split: str | None) -> NiftiR
             f"any folders: FLARE22's images/ and labels/, AbdomenCT-1K's Mask/, nnU-Net's imagesTr/ and labelsTr/. "
             f"Where both have the same name, their folders must be called images and labels.{found}"
         )
+    if settings.intensity_range is not None:
+        raise DataError(
+            f"intensity_range={settings.intensity_range!r} is for image files; volumes are shown through a window. Set "
+            f"window_level (its centre) and window_width."
+        )
     window = None
     if settings.window_level is not None or settings.window_width is not None:
         level, width = CT_WINDOW
