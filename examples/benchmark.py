@@ -1,4 +1,4 @@
-"""What samparser costs, as ratios: families, layers, training steps, cached training, start-up, many adapters, scale.
+"""What samparser costs, as ratios: families, layers, training steps, cached training, start-up, many adapters, data.
 
     python examples/benchmark.py                    # layers of ViT-B's sizes, a smaller SAM: some minutes
     python examples/benchmark.py --full             # SAM ViT-B at 1024 pixels, random weights: up to an hour
@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from benchmarks.data import COCO, TENTH, measure_data
+from benchmarks.data import QUICK as FEW
 from benchmarks.families import measure_families
 from benchmarks.layers import measure_evaluation, measure_layers, measure_mixed_batch, vit_b_layers
 from benchmarks.lean import measure_lean
@@ -42,7 +44,7 @@ class Arguments:
         default_factory=list,
         metadata={
             "help": "Parts: families, layers, transposed, evaluation, mixed, steps, lean, startup, many, scale, "
-            "profile; all if none."
+            "data, profile; all if none."
         },
     )
     rounds: int | None = field(default=None, metadata={"help": "Rounds of each comparison."})
@@ -82,6 +84,10 @@ def main(arguments: Arguments) -> None:
         "startup": ("Start-up", lambda: measure_startup(size, rounds)),
         "many": ("One image, many adapters", lambda: measure_many_adapters(size, step_rounds, quick=arguments.quick)),
         "scale": ("Scale", lambda: measure_scale(size, rounds, figure, quick=arguments.quick)),
+        "data": (
+            "Data at COCO's size",
+            lambda: measure_data(step_rounds, FEW if arguments.quick else COCO if arguments.full else TENTH),
+        ),
         "profile": ("Where a cached step spends its time", lambda: measure_where_time_goes(size, step_rounds)),
     }
     unknown = sorted(set(arguments.only) - parts.keys())
