@@ -85,7 +85,7 @@ PRIVATE = {
     "_actions": Private("Python", "cli/parser.py", "argparse.ArgumentParser()", ARGPARSE),
     "_expand_help": Private("Python", "cli/parser.py", "argparse.HelpFormatter", ARGPARSE),
     "_format_action_invocation": Private("Python", "cli/parser.py", "argparse.HelpFormatter", ARGPARSE),
-    "_processes": Private("Python", "compare/workers.py", "a pool", "kill_workers is there from Python 3.14 on"),
+    "_processes": Private("Python", "compare/on_pool.py", "a pool", "kill_workers is there from Python 3.14 on"),
     "_name_": Private("Python", "tuner/registration.py", "peft.PeftType.LORA", ENUM),
     "_value_": Private("Python", "tuner/registration.py", "peft.PeftType.LORA", ENUM),
     "_sort_order_": Private("Python", "tuner/registration.py", "peft.PeftType.LORA", ENUM),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from samparser._words import count, shortened
+from samparser._words import count, printable, shortened
 from samparser.data.sample import Skipped
 
 
@@ -65,7 +65,7 @@ class CheckReport:
             sizes = (f"{width} x {height} ({times:,})" for (width, height), times in self.sizes.most_common())
             lines.append(f"  image sizes: {shortened(sizes, 4)}")
             present = (f"{name} {times:,}" for name, times in self.classes.items() if times)
-            lines.append(f"  classes: {shortened(present, 12)}")
+            lines.append(f"  classes: {printable(shortened(present, 12), keep='')}")
         lines += _grouped("left out", self.skipped, self.root)
         lines += _grouped("cannot be read", self.unreadable, self.root)
         lines += [f"  warning: {text}" for text in self.warnings]
@@ -73,7 +73,7 @@ class CheckReport:
         if self.contact_sheet:
             lines.append(f"  contact sheet: {self.contact_sheet}")
         lines.append("This data set can be trained on." if self.usable else self._advice())
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
     def _advice(self) -> str:
         if self.unreadable and not self.errors:

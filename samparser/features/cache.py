@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from samparser._files import write_text
+from samparser._files import no_folder, write_text
 from samparser._words import count
 from samparser.sam.changes import changes_before_neck, changes_in_neck
 from samparser.sam.families import Features, family_of
@@ -157,8 +157,10 @@ class FeatureCache:
         """Say what so many images take on disk, what is there already and what is free.
 
         Raises:
-            ValueError: That is more than `limit_gb`, or does not fit on the disk.
+            ValueError: That is more than `limit_gb`, or does not fit on the disk; or there can be no such folder.
         """
+        if reason := no_folder(self.folder):
+            raise ValueError(f"{reason}; name another folder for the feature cache.")
         entries, used = self.store.size()
         most = images * self.store.entry_bytes + self._aside_bytes()
         free = shutil.disk_usage(_existing(self.folder)).free

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from samparser._extras import require
 from samparser._untrusted import read_json, shown
 from samparser._words import shortened
 
@@ -146,6 +147,7 @@ def _load_processor(source: str, local: bool, model: nn.Module, frame: ChosenFra
     family = family_of(model)
     saved = None
     if not local or any((Path(source) / name).is_file() for name in _PROCESSOR_FILES):
+        require("PIL.Image", "The processor of a SAM")
         try:
             saved = family.processor(source, model)
         except Exception as error:

@@ -12,6 +12,7 @@ import numpy as np
 from samparser._words import count
 
 from ..columns import Column, Texts
+from ..intensity import EACH_BY_ITSELF, Intensity
 from ..sample import DataError, Instance, Sample, Skipped, warn
 from .coco_images import ImageFiles, relative_name
 from .coco_index import index_coco
@@ -29,6 +30,7 @@ class CocoReader:
         root: Names of samples are paths relative to this folder.
         keep: Names of the classes to keep; images without any of them are left out. None keeps all.
         crowds: Keep annotations with iscrowd set; None keeps them where the mark means nothing.
+        intensity: How images of more than 8 bits are shown.
 
     Raises:
         DataError: The file is not COCO's, its annotations name classes or images that it does not list, or none of
@@ -42,7 +44,9 @@ class CocoReader:
         root: Path,
         keep: Sequence[str] | None = None,
         crowds: bool | None = None,
+        intensity: Intensity = EACH_BY_ITSELF,
     ) -> None:
+        self._intensity = intensity
         self._file = file = index_coco(path)
         self.classes = file.categories
         self.skipped: list[Skipped] = []
@@ -143,7 +147,7 @@ class CocoReader:
     def read(self, index: int) -> tuple[Sample, list[Skipped]]:
         """Return sample `index` with its annotations drawn; those that cannot be drawn or are empty are left out."""
         place, name = int(self._places.values[index]), self.names[index]
-        image = read_image(self._elsewhere.get(place) or self._folder / self._file.names[place])
+        image = read_image(self._elsewhere.get(place) or self._folder / self._file.names[place], self._intensity)
         height, width = image.shape[:2]
         _check_size(self._file.size(place), height, width, name, self._file.path)
         instances, skipped, seen, normalised = [], [], set(), []

@@ -86,7 +86,8 @@ def open_reader(root: Path, settings: DataSettings, split: str | None) -> CocoRe
             f"No COCO annotation file was found below {root}. Expected annotations/instances_train.json and the like, "
             f"annotations.json, or the annotations setting."
         )
-    return CocoReader(path, _image_folders(base, path, split, settings), base, settings.classes, settings.crowds)
+    folders = _image_folders(base, path, split, settings)
+    return CocoReader(path, folders, base, settings.classes, settings.crowds, settings.intensity)
 
 
 def _image_folders(root: Path, path: Path, split: str | None, settings: DataSettings) -> list[Path]:

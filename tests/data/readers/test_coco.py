@@ -187,7 +187,7 @@ def test_a_file_that_is_not_coco_says_what_is_wrong_with_it(tmp_path, text, mess
     path = tmp_path / "labels.json"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
-        opened(path)
+        opened(path, layout="coco")
 
 
 def test_a_missing_annotation_file_is_named(tmp_path):
@@ -488,7 +488,7 @@ def test_nesting_and_encodings_are_refused_by_name(tmp_path):
     path = tmp_path / "labels.json"
     path.write_text('{"images": [], "annotations": ' + "[" * 50_000 + "]" * 50_000 + ', "categories": []}')
     with pytest.raises(DataError, match=r"labels\.json is not COCO's: its lists are nested too deeply"):
-        opened(path)
+        opened(path, layout="coco")
     root = one_image(tmp_path / "set", ONE, {1: "größe"})
     text = json.dumps(json.loads((root / "annotations.json").read_text()), ensure_ascii=False)
     (root / "annotations.json").write_text(text, encoding="latin-1")
