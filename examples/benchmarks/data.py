@@ -57,8 +57,8 @@ def measure_data(rounds: int, size: tuple[int, int, int]) -> str:
         checking = _measure_check(Path(folder, "small"), read, rounds)
     return (
         f"A COCO file of {images:,} images with {annotations:,} polygons ({bytes_ / MIB:.0f} MiB), each way in a "
-        f"process of its own, in turn. Processor time over that of pycocotools in the same round; memory is the peak above "
-        f"what imports take, and that of the process with them:\n\n"
+        f"process of its own, in turn. Processor time over that of pycocotools in the same round; memory is the peak "
+        f"above what imports take, and that of the process with them:\n\n"
         f"{opening}\n\n`samparser data check` on {read} images of 640 x 480 pixels with 7 polygons each:\n\n{checking}"
     )
 

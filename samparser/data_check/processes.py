@@ -53,7 +53,7 @@ def findings(datasets: Datasets, processes: int | None) -> Generator[Finding, No
         yield from _in_order(pool, datasets, processes, max(1, min(_MOST_IN_A_TASK, images // (4 * processes))))
     except BaseException:
         # `ProcessPoolExecutor.kill_workers` does this from Python 3.14 on. They only read: nothing is left half done.
-        for process in list((pool._processes or {}).values()):
+        for process in list((getattr(pool, "_processes", None) or {}).values()):
             process.kill()
         raise
     finally:
