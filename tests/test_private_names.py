@@ -18,8 +18,8 @@ from torch import nn
 import samparser
 
 ROOT = Path(samparser.__file__).parent
-# Documented in spite of their underscore: namedtuples', and enumerations' (`_name_`, `_sort_order_` and so on are not).
-PUBLIC = {"_asdict", "_fields", "_replace", "_make"}
+# Documented in spite of their underscore, of namedtuples, enumerations (not `_name_`, `_sort_order_` and so on) and os.
+PUBLIC = {"_asdict", "_fields", "_replace", "_make", "_exit"}
 # What Python and torch put into a class by themselves.
 NOT_WRITTEN = {"_abc_impl", "_is_protocol", "_is_runtime_protocol", "_backward_cls"}
 

@@ -48,15 +48,13 @@ def findings(datasets: Datasets, processes: int | None) -> Generator[Finding, No
     if processes == 1:
         yield from (find(part, dataset, index) for part, dataset in datasets.items() for index in range(len(dataset)))
         return
-    pool = ProcessPoolExecutor(processes, _context(), _start, (datasets,))
+    context = _context()
+    stopped = context.RawValue("b", 0)  # without a lock, which a process that is killed could take along
+    pool = ProcessPoolExecutor(processes, context, _start, (datasets, stopped))
     try:
         yield from _in_order(pool, datasets, processes, max(1, min(_MOST_IN_A_TASK, images // (4 * processes))))
-    except BaseException:
-        # `ProcessPoolExecutor.kill_workers` does this from Python 3.14 on. They only read: nothing is left half done.
-        for process in list((pool._processes or {}).values()):
-            process.kill()
-        raise
     finally:
+        stopped.value = 1
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -98,12 +96,13 @@ def _somewhere(waiting: deque[tuple[Task, Any]], datasets: Datasets) -> str:
 
 
 _datasets: Datasets = {}
+_stopped: Any = None
 
 
-def _start(datasets: Datasets) -> None:
+def _start(datasets: Datasets, stopped: Any) -> None:
     """Prepare a process: it leaves Ctrl-C to the first one, and ends when that one does, however it ends."""
-    global _datasets
-    _datasets = datasets
+    global _datasets, _stopped
+    _datasets, _stopped = datasets, stopped
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -120,7 +119,7 @@ def _work(task: Task) -> tuple[list[Finding], list[Warned]]:
     part, places = task
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DataWarning)
-        found = [find(part, _datasets[part], index) for index in places]
+        found = [find(part, _datasets[part], index) for index in places if not _stopped.value]
     warned = dict.fromkeys((str(one.message), one.category, one.filename, one.lineno) for one in caught)
     return found, list(warned)
 

@@ -7,6 +7,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -154,6 +155,7 @@ def test_answers_come_in_order_and_few_of_them_wait(coco_root, monkeypatch):
     datasets = {part: open_dataset(DataSettings(data=str(coco_root)), part) for part in ("train", "val")}
     datasets["train"] = datasets["train"].subset([0, 1, 2] * 30)
     monkeypatch.setattr(processes, "_datasets", datasets)
+    monkeypatch.setattr(processes, "_stopped", SimpleNamespace(value=0))
     with warnings.catch_warnings(), Counting() as pool:
         found = [(one.part, one.index) for one in processes._in_order(pool, datasets, 2, 4)]
     assert found == [("train", n) for n in range(90)] + [("val", 0)]

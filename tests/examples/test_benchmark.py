@@ -38,6 +38,14 @@ def test_the_benchmark_draws_the_figure_of_scale(benchmark, tmp_path, capsys):
     assert "| cached images read: 20 |" in capsys.readouterr().out
 
 
+def test_the_benchmark_opens_a_coco_file_and_reads_images_by_processes(benchmark, capsys):
+    benchmark("--step_rounds", 1, "--only", "data")
+    printed = capsys.readouterr().out
+    assert "A COCO file of 60 images with 400 polygons" in printed
+    for start in ("| pycocotools | 1.00 (1.00-1.00) |", "| samparser | ", "| 1 | 1.00", "| 2 | ", "| 4 | "):
+        assert [line for line in printed.splitlines() if line.startswith(start)], start
+
+
 def test_a_part_that_does_not_exist_is_named(benchmark):
     with pytest.raises(ValueError, match=r"no part fast; there are families, layers, transposed, evaluation, mixed"):
         benchmark("--only", "fast")
