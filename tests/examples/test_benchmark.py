@@ -55,3 +55,14 @@ def test_a_device_that_is_not_here_is_refused_before_anything_is_measured(benchm
     with pytest.raises(ValueError, match=r"--device xla: torch .* cannot use it here .* Leave --device out"):
         benchmark("--device", "xla")
     assert capsys.readouterr().out == ""
+
+
+def test_the_benchmark_fills_caches_and_reads_many_entries(benchmark, capsys):
+    benchmark("--step_rounds", 1, "--only", "filling", "reading", "--entries", 12)
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    cells = {row[0]: row[1:] for row in rows}
+    for way in ("one process", "one worker", "two workers, shards of 8", "two workers, bf16 autocast"):
+        assert all(float(share.rstrip("%")) > 0 for share in cells[way])
+        assert float(cells[way][0].rstrip("%")) < 100
+    assert cells["a file each"][3] == "1.00"
+    assert {"shards of 64", "shards of 1000"} < cells.keys()
