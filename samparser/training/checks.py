@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -57,6 +60,7 @@ def check_request(
         # accelerate has no fp16 autocast on a CPU and would train in fp32 without a word.
         raise ValueError("fp16 needs a GPU; on a CPU train in fp32 (leave it out) or with bf16.")
     _refuse_half(model, settings)
+    _check_compiler(settings)
     refuse_sharding(settings.deepspeed_plugin)
     check_loggers(settings)
 
@@ -69,6 +73,19 @@ def _refuse_half(model: nn.Module, settings: TrainSettings) -> None:
             f"This model has weights in {' and '.join(sorted(half))}, in which the small steps of a training are lost. "
             "Widen it before a method is applied: model.float(), which changes no value. To compute in half precision, "
             "give bf16."
+        )
+
+
+def _check_compiler(settings: TrainSettings) -> None:
+    """Refuse to compile for a CPU without a C++ compiler now, not after the cache has been filled."""
+    if not settings.torch_compile or settings.torch_compile_backend != "inductor" or settings.device.type != "cpu":
+        return
+    compiler = os.environ.get("CXX", {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++"))
+    if shutil.which(compiler) is None:
+        raise ValueError(
+            f"torch_compile translates the model to C++ on a CPU, and the compiler {compiler} is not there. Install "
+            "one, name one in the environment variable CXX, or leave torch_compile out. torch_compile_backend "
+            "aot_eager needs none, and makes nothing faster."
         )
 
 
