@@ -1,4 +1,4 @@
-"""What samparser costs, as ratios: families, layers, training steps, cached training, start-up, many adapters, scale.
+"""What samparser costs, as ratios: families, layers, training steps, cached training, start-up, many adapters, data.
 
     python examples/benchmark.py                    # layers of ViT-B's sizes, a smaller SAM: some minutes
     python examples/benchmark.py --full             # SAM ViT-B at 1024 pixels, random weights: up to an hour
@@ -18,7 +18,10 @@ from pathlib import Path
 
 import torch
 from benchmarks.batches import measure_batches
+from benchmarks.data import COCO, TENTH, measure_data
+from benchmarks.data import QUICK as FEW
 from benchmarks.families import measure_families
+from benchmarks.filling import measure_filling, measure_reading
 from benchmarks.layers import measure_evaluation, measure_layers, measure_mixed_batch, vit_b_layers
 from benchmarks.lean import measure_lean
 from benchmarks.many import measure_many_adapters
@@ -43,13 +46,14 @@ class Arguments:
         default_factory=list,
         metadata={
             "help": "Parts: families, layers, transposed, evaluation, mixed, steps, batches, lean, startup, many, "
-            "scale, profile; all if none."
+            "scale, data, filling, reading, profile; all if none."
         },
     )
     rounds: int | None = field(default=None, metadata={"help": "Rounds of each comparison."})
     step_rounds: int | None = field(default=None, metadata={"help": "Rounds of whole training steps."})
     threads: int | None = field(default=None, metadata={"help": "Threads of torch; by default torch's choice."})
     device: str = field(default="cpu", metadata={"help": "Where to measure: cpu, cuda, cuda:1."})
+    entries: int | None = field(default=None, metadata={"help": "Entries of the part reading; 10,000 if not given."})
     output: str | None = field(default=None, metadata={"help": "File for the tables (Markdown); parts are appended."})
     figure: str | None = field(default=None, metadata={"help": "PNG for the figure of the part scale."})
 
@@ -85,6 +89,15 @@ def main(arguments: Arguments) -> None:
         "startup": ("Start-up", lambda: measure_startup(size, rounds)),
         "many": ("One image, many adapters", lambda: measure_many_adapters(size, step_rounds, quick=arguments.quick)),
         "scale": ("Scale", lambda: measure_scale(size, rounds, figure, quick=arguments.quick)),
+        "data": (
+            "Data at COCO's size",
+            lambda: measure_data(step_rounds, FEW if arguments.quick else COCO if arguments.full else TENTH),
+        ),
+        "filling": ("Filling a cache", lambda: measure_filling(size, step_rounds, quick=arguments.quick)),
+        "reading": (
+            "Reading many entries",
+            lambda: measure_reading(arguments.entries or (50 if arguments.quick else 10_000), quick=arguments.quick),
+        ),
         "profile": ("Where a cached step spends its time", lambda: measure_where_time_goes(size, step_rounds)),
     }
     unknown = sorted(set(arguments.only) - parts.keys())

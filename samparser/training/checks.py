@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.integrations import get_reporting_integration_callbacks
 
@@ -58,9 +59,21 @@ def check_request(
     if settings.fp16 and settings.device.type == "cpu":
         # accelerate has no fp16 autocast on a CPU and would train in fp32 without a word.
         raise ValueError("fp16 needs a GPU; on a CPU train in fp32 (leave it out) or with bf16.")
+    _refuse_half(model, settings)
     _check_compiler(settings)
     refuse_sharding(settings.deepspeed_plugin)
     check_loggers(settings)
+
+
+def _refuse_half(model: nn.Module, settings: TrainSettings) -> None:
+    dtypes = {weight.dtype for weight in model.parameters()} & {torch.float16, torch.bfloat16}
+    half = {str(dtype).removeprefix("torch.") for dtype in dtypes}
+    if half and not (settings.bf16 or settings.fp16):
+        raise ValueError(
+            f"This model has weights in {' and '.join(sorted(half))}, in which the small steps of a training are lost. "
+            "Widen it before a method is applied: model.float(), which changes no value. To compute in half precision, "
+            "give bf16."
+        )
 
 
 def _check_compiler(settings: TrainSettings) -> None:

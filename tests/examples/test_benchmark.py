@@ -38,6 +38,14 @@ def test_the_benchmark_draws_the_figure_of_scale(benchmark, tmp_path, capsys):
     assert "| cached images read: 20 |" in capsys.readouterr().out
 
 
+def test_the_benchmark_opens_a_coco_file_and_reads_images_by_processes(benchmark, capsys):
+    benchmark("--step_rounds", 1, "--only", "data")
+    printed = capsys.readouterr().out
+    assert "A COCO file of 60 images with 400 polygons" in printed
+    for start in ("| pycocotools | 1.00 (1.00-1.00) |", "| samparser | ", "| 1 | 1.00", "| 2 | ", "| 4 | "):
+        assert [line for line in printed.splitlines() if line.startswith(start)], start
+
+
 def test_a_part_that_does_not_exist_is_named(benchmark):
     with pytest.raises(ValueError, match=r"no part fast; there are families, layers, transposed, evaluation, mixed"):
         benchmark("--only", "fast")
@@ -47,3 +55,14 @@ def test_a_device_that_is_not_here_is_refused_before_anything_is_measured(benchm
     with pytest.raises(ValueError, match=r"--device xla: torch .* cannot use it here .* Leave --device out"):
         benchmark("--device", "xla")
     assert capsys.readouterr().out == ""
+
+
+def test_the_benchmark_fills_caches_and_reads_many_entries(benchmark, capsys):
+    benchmark("--step_rounds", 1, "--only", "filling", "reading", "--entries", 12)
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    cells = {row[0]: row[1:] for row in rows}
+    for way in ("one process", "one worker", "two workers, shards of 8", "two workers, bf16 autocast"):
+        assert all(float(share.rstrip("%")) > 0 for share in cells[way])
+        assert float(cells[way][0].rstrip("%")) < 100
+    assert cells["a file each"][3] == "1.00"
+    assert {"shards of 64", "shards of 1000"} < cells.keys()
