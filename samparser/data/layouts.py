@@ -28,10 +28,10 @@ LAYOUTS: dict[str, Layout] = {
     "nifti": nifti.LAYOUT,
     "whu": folders.WHU,
     "datasets": hf_datasets.LAYOUT,
+    "coco": coco_layout.COCO,
     "cvat": cvat.LAYOUT,
     "labelstudio": label_studio.LAYOUT,
     "labelme": labelme.LAYOUT,
-    "coco": coco_layout.COCO,
     "yolo": yolo_layout.LAYOUT,
     "folders": folders.FOLDERS,
 }

@@ -86,6 +86,15 @@ def load_sam(
     return model, _load_processor(source, local, model, frame)
 
 
+def in_float32(model: nn.Module) -> nn.Module:
+    """Widen weights in half precision, in which the small steps of a training would be lost; others stay as they are.
+
+    No value changes. The model is changed in place and returned.
+    """
+    half = (torch.float16, torch.bfloat16)
+    return model.float() if any(weight.dtype in half for weight in model.parameters()) else model
+
+
 def _check_source(source: str, folder: Path) -> None:
     if folder.is_file():
         raise ValueError(

@@ -107,7 +107,7 @@ def one_image_in_two_splits(data: Path) -> None:
 
 
 def no_coco(data: Path) -> None:
-    (data / "annotations" / "instances_train.json").write_text('{"shapes": []}')
+    (data / "annotations" / "instances_train.json").write_text('{"info": []}')
 
 
 def cut_off(data: Path) -> None:

@@ -4,10 +4,11 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
+from pycocotools.coco import COCO
 
 from samparser.data import DataError, DataSettings, detect_layout, open_dataset
 from samparser.data.convert import WRITERS, convert_dataset
@@ -80,6 +81,7 @@ MASKS = st.lists(
 
 @pytest.mark.parametrize(("to", "shapes"), WHOLE)
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(images=[[(3, rectangle(0, 0, 1, 1, HEIGHT, WIDTH))]])
 @given(images=st.lists(MASKS, min_size=1, max_size=2))
 def test_whatever_is_drawn_is_the_same_when_it_is_read_back(tmp_path_factory, to, shapes, images):
     root = write_set(tmp_path_factory.mktemp("law"), {"train": images})
@@ -275,3 +277,17 @@ def test_a_palette_has_the_colours_of_voc(root, tmp_path):
     colours = np.asarray(Image.open(tmp_path / "out/SegmentationClass/3.png").getpalette()).reshape(-1, 3)
     known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 15: (192, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192)}
     assert {index: tuple(colours[index].tolist()) for index in known} == known
+
+
+@pytest.mark.parametrize("shapes", ["masks", "polygons"])
+def test_coco_files_are_read_by_pycocotools_as_they_were_meant(root, tmp_path, shapes, capsys):
+    converted(root, tmp_path / "out", "coco", shapes=shapes)
+    written = COCO(tmp_path / "out/annotations/instances_train.json")
+    entries = {image["file_name"]: image["id"] for image in written.loadImgs(written.getImgIds())}
+    for sample in opened(root, "train"):
+        annotations = written.loadAnns(written.getAnnIds(imgIds=entries[os.path.basename(sample.name)]))
+        assert [annotation["category_id"] for annotation in annotations] == [i.class_id for i in sample.instances]
+        for annotation, instance in zip(annotations, sample.instances, strict=True):
+            assert np.array_equal(written.annToMask(annotation) > 0, full_mask(instance, *sample.size))
+            x0, y0, x1, y1 = instance.box
+            assert (annotation["bbox"], annotation["area"]) == ([x0, y0, x1 - x0, y1 - y0], instance.area)

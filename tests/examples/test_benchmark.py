@@ -10,7 +10,7 @@ def benchmark(monkeypatch):
 
 
 def test_the_benchmark_compares_layers_steps_and_adapters(benchmark, tmp_path, capsys):
-    parts = ("families", "layers", "transposed", "steps", "lean", "many")
+    parts = ("families", "layers", "transposed", "steps", "batches", "lean", "many")
     benchmark("--rounds", 1, "--step_rounds", 1, "--only", *parts, "--output", tmp_path / "out.md")
     printed = capsys.readouterr().out
     assert (tmp_path / "out.md").read_text() == printed
@@ -21,6 +21,8 @@ def test_the_benchmark_compares_layers_steps_and_adapters(benchmark, tmp_path, c
         "| smaller: 6->3, 8x8 |",
         "| samparser + decoder |",
         "| sam-vit-base | 482.82 | 3.22 | 1.81 | 1.81 | 1/97 | 12.1, 1/41 | 6.3 MB |",
+        "| 64 | 1 box each | 1 |",
+        "| 64 | unequal numbers | 2 |",
         "| tiny | 10 |",
         "| LoRA r=4 on qkv + decoder |",
         "| 2 |",
@@ -53,3 +55,14 @@ def test_a_device_that_is_not_here_is_refused_before_anything_is_measured(benchm
     with pytest.raises(ValueError, match=r"--device xla: torch .* cannot use it here .* Leave --device out"):
         benchmark("--device", "xla")
     assert capsys.readouterr().out == ""
+
+
+def test_the_benchmark_fills_caches_and_reads_many_entries(benchmark, capsys):
+    benchmark("--step_rounds", 1, "--only", "filling", "reading", "--entries", 12)
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    cells = {row[0]: row[1:] for row in rows}
+    for way in ("one process", "one worker", "two workers, shards of 8", "two workers, bf16 autocast"):
+        assert all(float(share.rstrip("%")) > 0 for share in cells[way])
+        assert float(cells[way][0].rstrip("%")) < 100
+    assert cells["a file each"][3] == "1.00"
+    assert {"shards of 64", "shards of 1000"} < cells.keys()

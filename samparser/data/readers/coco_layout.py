@@ -8,6 +8,8 @@ from pathlib import Path
 from ..sample import DataError
 from ..settings import DataSettings
 from .coco import CocoReader
+from .label_studio import is_export
+from .labelme import is_labelme
 from .reader import Layout
 
 # instances_train2017, SSDD_instances_val, NWPU_instances_train, train, valid
@@ -103,9 +105,13 @@ def _image_folders(root: Path, path: Path, split: str | None, settings: DataSett
 
 
 def _is_coco(path: Path) -> bool:
+    """Tell whether there is a JSON file of one of COCO's names, or the file itself is one, that is no other tool's."""
     if path.is_file():
-        return path.suffix.lower() == ".json"
-    return bool(find_files(path)) or find_pool(path) is not None
+        found = [path] if path.suffix.lower() == ".json" else []
+    else:
+        pool = find_pool(path)
+        found = list(find_files(path).values()) or ([] if pool is None else [pool])
+    return any(not (is_export(file) or is_labelme(file)) for file in found)
 
 
 COCO = Layout(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -200,20 +201,21 @@ def read_tasks(path: Path) -> list[dict[str, Any]]:
     return content
 
 
-def _is_export(path: Path) -> bool:
+def is_export(path: Path) -> bool:
+    """Tell whether a file is a list of tasks, by its first bytes."""
     if path.suffix.lower() != ".json" or not path.is_file():
         return False
     with open(path, "rb") as file:
-        head = file.read(_HEAD)
-    return head.lstrip()[:1] == b"[" and any(key in head for key in (b'"annotations"', b'"completions"'))
+        head = file.read(_HEAD).removeprefix(BOM_UTF8).lstrip()
+    return head[:1] == b"[" and any(key in head for key in (b'"annotations"', b'"completions"'))
 
 
 def find_files(root: Path) -> list[Path]:
     """Return the exports at a root and in the folders directly below it."""
     if root.is_file():
-        return [root] if _is_export(root) else []
+        return [root] if is_export(root) else []
     candidates = [path for path in visible_files(root, "*.json") if len(path.relative_to(root).parts) <= 2]
-    return [path for path in candidates[:50] if _is_export(path)]
+    return [path for path in candidates[:50] if is_export(path)]
 
 
 def splits(root: Path, settings: DataSettings) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -180,18 +181,18 @@ def _files(root: Path) -> list[Path]:
     return [root] if root.is_file() else list(visible_files(root, "*.json"))
 
 
-def _is_labelme(path: Path) -> bool:
+def is_labelme(path: Path) -> bool:
     """Tell whether a file is labelme's, by its first bytes: an embedded image makes it long."""
     if path.suffix.lower() != ".json" or not path.is_file():
         return False
     with open(path, "rb") as file:
-        head = file.read(_HEAD)
-    return head.lstrip()[:1] == b"{" and any(key in head for key in (b'"shapes"', b'"imagePath"', b'"imageData"'))
+        head = file.read(_HEAD).removeprefix(BOM_UTF8).lstrip()
+    return head[:1] == b"{" and any(key in head for key in (b'"shapes"', b'"imagePath"', b'"imageData"'))
 
 
 def recognise(root: Path) -> bool:
     """Tell whether there are labelme files, among the first ones."""
-    return any(_is_labelme(path) for path in _files(root)[:50])
+    return any(is_labelme(path) for path in _files(root)[:50])
 
 
 def splits(root: Path, settings: DataSettings) -> tuple[str, ...]:

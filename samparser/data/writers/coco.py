@@ -37,7 +37,8 @@ class CocoWriter(Writer):
             x0, y0, x1, y1 = instance.box
             drawn: Any = (
                 [ring.ravel().tolist() for ring in outlines(instance)]
-                if self.as_outlines
+                # The first pixel alone would be a polygon of noughts and ones, which looks normalised to readers.
+                if self.as_outlines and max(x1, y1) > 1
                 else mask_rle(instance.mask, (x0, y0), (height, width))
             )
             annotations.append(

@@ -40,9 +40,9 @@ class YoloWriter(Writer):
         write_text(self.folder / "labels" / split / f"{record.file.stem}.txt", "".join(lines))
 
     def finish(self) -> None:
-        """Write data.yaml. A JSON string is a YAML string too, whatever is in it."""
+        """Write data.yaml, without `path`: its own folder is meant then. A JSON string is a YAML string too."""
         parts = [f"{split}: images/{split}\n" for split in self._splits]
         names = [f"  {number}: {json.dumps(name)}\n" for name, number in self._numbers.items()]
-        write_text(self.folder / "data.yaml", "".join(["path: .\n", *parts, "names:\n", *names]))
+        write_text(self.folder / "data.yaml", "".join([*parts, "names:\n", *names]))
         if "val" not in self._splits:
             self.notes.append("data.yaml names no val, which YOLO's trainers need; --val_ratio 0.2 divides the set.")

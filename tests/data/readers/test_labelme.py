@@ -243,3 +243,12 @@ def test_an_embedded_image_before_the_shapes_is_recognised(tmp_path):
     text = json.dumps({"imageData": png(picture(200, 300)), "imagePath": "a.png", "shapes": [shape()]}, sort_keys=True)
     (tmp_path / "a.json").write_text(text)
     assert detect_layout(tmp_path) == "labelme"
+
+
+def test_a_file_that_is_called_like_one_of_cocos_is_labelmes_all_the_same(tmp_path):
+    for name in ("train", "annotations"):
+        save(picture(), tmp_path / name / f"{name}.png")
+        path = write(tmp_path / name / f"{name}.json", shape())
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as some editors on Windows store text
+        assert detect_layout(tmp_path / name) == detect_layout(path) == "labelme"
+        assert len(opened(path)[0].instances) == 1
