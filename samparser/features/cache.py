@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from samparser._files import write_text
+from samparser._files import no_folder, write_text
 from samparser._untrusted import read_json
 from samparser._words import count
 from samparser.sam.changes import changes_before_neck, changes_in_neck
@@ -195,8 +195,10 @@ class FeatureCache:
         """Say what so many images take on disk, what is there already and what is free.
 
         Raises:
-            ValueError: That is more than `limit_gb`, or does not fit on the disk.
+            ValueError: That is more than `limit_gb`, or does not fit on the disk; or there can be no such folder.
         """
+        if reason := no_folder(self.folder):
+            raise ValueError(f"{reason}; name another folder for the feature cache.")
         entries, used = self.store.size()
         most = images * self.store.entry_bytes + self._aside_bytes()
         free = shutil.disk_usage(_existing(self.folder)).free
@@ -242,6 +244,8 @@ class FeatureCache:
         Raises:
             ValueError: The images do not fit below the limit or on the disk.
         """
+        from tqdm.auto import tqdm
+
         text = self.need(len(samples))
         self.store.remove_abandoned()
         self._errors = []

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -53,6 +54,9 @@ MAY_DIFFER = frozenset(
     }
 )
 
+
+# More images or steps than anybody has, and few enough for every counter below us.
+_MOST = 2**31 - 1
 
 # What each of these is where it says nothing, so that without a cache it needs no word.
 OF_A_CACHE = {
@@ -240,12 +244,12 @@ class TrainSettings(TrainingArguments):
     def _check_values(self) -> None:
         for name in ("learning_rate", "coefficient_lr", "num_train_epochs", "cache_limit_gb", "eval_steps"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}; it must be greater than 0.")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; it must be greater than 0, and finite.")
         for name in ("weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name} is {value}; it must not be negative.")
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}; it must not be negative, and finite.")
         at_least_one = ("per_device_train_batch_size", "gradient_accumulation_steps", "cache_batch", "cache_shards")
         if self.expansion_images < 2:
             raise ValueError(
@@ -254,9 +258,11 @@ class TrainSettings(TrainingArguments):
             )
         for name in (*at_least_one, "logging_steps", "early_stopping_patience", "eval_limit"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1.")
-        if self.max_steps == 0 or self.max_steps < -1:
+            if value is not None and not 1 <= value <= _MOST:
+                raise ValueError(f"{name} is {value}; it must be at least 1, and at most {_MOST:,}.")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}; it must lie between 0 and 2**32 - 1.")
+        if self.max_steps == 0 or not -1 <= self.max_steps <= _MOST:
             raise ValueError(f"max_steps is {self.max_steps}; give a number of steps, or -1: as long as the epochs.")
         if self.lambda_focal is None or not 0 <= self.lambda_focal <= 1:
             raise ValueError(f"lambda_focal is {self.lambda_focal}; it must lie between 0 and 1.")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +36,25 @@ def test_a_run_from_float32_features_ends_where_one_from_images_does(projected, 
     # The model is whole again and takes images.
     assert len(model.get_base_model().vision_encoder.layers) == 2
     assert not model.get_base_model().vision_encoder.neck.conv1.takes_projection
+
+
+def test_several_cached_images_a_step_train_as_several_images_do(run_tiny, toy_sets, tmp_path, monkeypatch):
+    # Unequal numbers of instances: every other image keeps one of its three.
+    original = type(toy_sets[0]).__getitem__
+
+    def fewer(self, index):
+        sample = original(self, index)
+        return replace(sample, instances=sample.instances[: 1 + 2 * (index % 2)])
+
+    monkeypatch.setattr(type(toy_sets[0]), "__getitem__", fewer)
+    several = {"per_device_train_batch_size": 3, "num_train_epochs": 2}
+    uncached, _ = run_tiny("uncached", **several)
+    cached, _ = run_tiny("cached", **several, cache=str(tmp_path / "features"), cache_dtype="fp32")
+    assert cached.steps == uncached.steps == 4
+    losses = [[row["loss"] for row in rows(result) if "loss" in row] for result in (uncached, cached)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    for name, tensor in adapter_tensors(cached).items():
+        torch.testing.assert_close(tensor, adapter_tensors(uncached)[name], rtol=0, atol=2e-4, msg=name)
 
 
 def test_a_second_run_encodes_nothing(run_tiny, tmp_path, monkeypatch):
