@@ -263,13 +263,16 @@ class FeatureCache:
         )
         rank, world = process
         shown = progress and rank == 0
+        start = time.perf_counter()
         if shown:
+            from tqdm.auto import tqdm
+
             print(text)
-        start, total = time.perf_counter(), len(range(rank, len(samples), world))
-        with tqdm(
-            total=total, desc="encoding", unit="image", leave=False, dynamic_ncols=True, disable=not shown
-        ) as bar:
-            filling.run(process, bar.update)
+            mine, looks = len(range(rank, len(samples), world)), {"leave": False, "dynamic_ncols": True}
+            with tqdm(total=mine, desc="encoding", unit="image", **looks) as bar:
+                filling.run(process, bar.update)
+        else:
+            filling.run(process, lambda: None)
         if shown and filling.encoded:
             share = filling.waited / (time.perf_counter() - start)
             print(f"Encoded {count(filling.encoded, 'image')}; {share:.0%} of the time went by waiting for images.")
