@@ -8,7 +8,7 @@ else uses.
 
 What is seen: an operation on tensors of both devices, which on a GPU is an error or a hidden copy, is an error here,
 and every place where the host would wait for the device is written down. What is not: streams, memory, speed, autocast
-and the rounding of another device.
+and the rounding of another device. A parameter that two modules share is one for each after `model.to("cuda")`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -105,6 +106,9 @@ class SecondDeviceTensor(Tensor):
     def __repr__(self, **_: Any) -> str:
         return f"on the second device: {self.value!r}"
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.value.__reduce_ex__(protocol)  # in a file it has no device
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if id(self) not in memo:
             copied = SecondDeviceTensor.of(self.value.detach().clone())
@@ -152,7 +156,7 @@ def _place() -> str:
     frame, other = sys._getframe(2), None
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(_ROOT):
+        if path.is_relative_to(_ROOT) and not frame.f_code.co_name.startswith("<"):  # a comprehension
             return f"{path.relative_to(_ROOT)}:{frame.f_code.co_name}"
         if other is None and path != _HERE and "torch" not in path.parts:
             other = f"{path.stem}:{frame.f_code.co_name}"
@@ -187,6 +191,11 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     moves = name in ("_to_copy", "copy_", "_copy_from")
     if there and not moves:
         strangers = [t for t in tensors if not isinstance(t, SecondDeviceTensor) and t.ndim]
+        if strangers and name in _INDEXING:  # torch sends indices after what they index
+            indices = {id(t) for t in _tensors(args[1])}
+            for _ in indices & {id(t) for t in strangers}:
+                _note("sent", "index")
+            strangers = [t for t in strangers if id(t) not in indices]
         if strangers:
             raise MixedDevicesError(
                 f"{func} in {_place()} got tensors on {DEVICE} and on {strangers[0].device}, of shapes "
@@ -251,6 +260,8 @@ class _Devices(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is Tensor.cuda:
             return args[0].to(DEVICE)
+        if func is Tensor.pin_memory:
+            return args[0]
         if "device" in kwargs:
             kwargs["device"] = _beneath(kwargs["device"])
         if func in (Tensor.to, torch.empty_like, torch.zeros_like):
@@ -275,11 +286,16 @@ def second_device(patch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     for name, module in list(sys.modules.items()):
         if name.startswith("samparser.") and hasattr(module, "is_plain"):
             patch.setattr(module, "is_plain", lambda tensor: tensor.numel() != 0 and not tensor.is_meta)
+    # Where transformers and accelerate look for the device to train on.
+    patch.setattr(torch.accelerator, "is_available", lambda: True)
+    patch.setattr(torch.cuda, "set_device", lambda device: None)
+    patch.setenv("ACCELERATE_TORCH_DEVICE", str(DEVICE))
     # torch.tensor(..., device="cuda") makes its tensor on the CPU and moves it there in sight of `_Operations`.
     before = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)
     try:
-        with _Operations(), _Devices():
+        # The one attention that both devices have, for what is computed on the CPU to compare with.
+        with sdpa_kernel(SDPBackend.MATH), _Operations(), _Devices():
             yield DEVICE
     finally:
         torch._C._set_only_lift_cpu_tensors(before)
