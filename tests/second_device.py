@@ -36,7 +36,8 @@ _HERE = Path(__file__)
 
 # Their result has as many numbers as the values say, which the host has to know.
 _SIZED_BY_VALUES = {"nonzero", "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount"}
-_READS = {"_local_scalar_dense", "equal", "is_nonzero"}
+_SIZED_BY_VALUES |= {"repeat_interleave"}  # by counts that are a tensor; by a number it is another operation
+_READS = {"_local_scalar_dense": "item", "equal": "equal", "is_nonzero": "item"}
 _INDEXING = {"index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"}
 
 
@@ -227,21 +228,16 @@ def _there(value: Any, known: dict[int, SecondDeviceTensor]) -> Any:
 
 
 def _note_waits(name: str, args: Any, wanted: Any) -> None:
-    masks = name in _INDEXING and any(t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1]))
-    if name == "_to_copy" and wanted is not None and torch.device(wanted).type != "lazy":
-        _note("waits", "to cpu")
-    elif name == "copy_" and not isinstance(args[0], SecondDeviceTensor):
+    """Write down an operation on a tensor of the device for which the host waits, or which sends it something."""
+    leaves = wanted is not None and torch.device(wanted).type != "lazy"
+    if (name == "_to_copy" and leaves) or (name == "copy_" and not isinstance(args[0], SecondDeviceTensor)):
         _note("waits", "to cpu")
     elif name == "copy_" and not isinstance(args[1], SecondDeviceTensor):
         _note("sent", "copy_")
-    elif name == "_local_scalar_dense":
-        _note("waits", "item")
     elif name in _READS or name in _SIZED_BY_VALUES:
-        _note("waits", name)
-    elif masks:
+        _note("waits", _READS.get(name, name))
+    elif name in _INDEXING and any(t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1])):
         _note("waits", "boolean index")
-    elif name == "repeat_interleave" and isinstance(args[0], Tensor) and (len(args) < 2 or isinstance(args[1], Tensor)):
-        _note("waits", name)
 
 
 class _Operations(TorchDispatchMode):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.second_device import MixedDevicesError, SecondDeviceTensor, assert_same, second_device, watching
+from tests.second_device import SecondDeviceTensor, assert_same, second_device, watching
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ MIXED = {
 @pytest.mark.parametrize("mix", MIXED.values(), ids=MIXED)
 def test_tensors_of_two_devices_do_not_mix(stand_in, mix):
     x = torch.ones(2, 3, device="cuda")
-    with pytest.raises(RuntimeError, match=r"on cuda:0 and on cpu|values on cpu|lazy:0 but got cpu"):
+    with pytest.raises(RuntimeError, match=r"on cuda:0 and on cpu|values on cpu"):
         mix(x)
 
 
@@ -105,5 +105,5 @@ def test_nothing_is_left_of_it_afterwards(monkeypatch):
         torch.zeros(2, device="cuda")
     assert type(torch.zeros(2)) is torch.Tensor
     if not torch.cuda.is_available():
-        with pytest.raises((AssertionError, RuntimeError), match="CUDA|NVIDIA"):
+        with pytest.raises((AssertionError, RuntimeError), match=r"CUDA|NVIDIA"):
             torch.zeros(2, device="cuda")

@@ -105,8 +105,10 @@ class _Loss(torch.autograd.Function):
         """Return the whole loss and its three terms; compute the gradient as well where the logits need one."""
         height, width = targets.shape[-2:]
         counted, on_host = instance_valid.bool(), logits.device.type == "cpu"
-        if pixel_valid is not None and on_host and bool(
-            pixel_valid.all() if pixel_valid.dtype == torch.bool else (pixel_valid == 1).all()
+        if (
+            pixel_valid is not None
+            and on_host
+            and bool(pixel_valid.all() if pixel_valid.dtype == torch.bool else (pixel_valid == 1).all())
         ):
             pixel_valid = None  # nothing to leave out, which saves a third of the time
         if pixel_valid is not None:

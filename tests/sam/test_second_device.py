@@ -8,8 +8,8 @@ import torch
 from samparser.features.from_features import taking_features
 from samparser.sam import family_of
 from samparser.sam.lean import lean_decoder
-from tests.second_device import assert_same, watching
 from tests.sam.tiny import TINY, make_tiny
+from tests.second_device import assert_same, watching
 
 BOXES = torch.tensor([[[4.0, 6.0, 40.0, 30.0], [10.0, 2.0, 20.0, 50.0]]])
 POINTS = {"input_points": torch.tensor([[[[9.0, 9.0]]]]), "input_labels": torch.ones(1, 1, 1, dtype=torch.int64)}

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from samparser.scoring import losses, segmentation_loss
-from tests.second_device import watching
 from tests.scoring.test_losses import random_case
+from tests.second_device import watching
 
 
 def loss_and_gradient(device, logits, *rest):
@@ -31,10 +31,11 @@ def cases():
     yield "none counts", (logits, targets, nobody, pixel_valid)
     yield "an image is void", (logits, targets, everyone, void)
     yield "weights of pixels", (logits, targets, instance_valid, pixel_valid * 0.25)
-    yield "not a number in what does not count", (beyond, targets, instance_valid, pixel_valid.index_fill(1, torch.tensor(0), False))
-    yield "no instance", tuple(part[:, :0] for part in (logits, targets, instance_valid)) + (pixel_valid,)
-    larger = targets.repeat_interleave(3, 2).repeat_interleave(3, 3)
-    yield "larger targets", (logits, larger, instance_valid, pixel_valid.repeat_interleave(3, 1).repeat_interleave(3, 2))
+    no_first_row = pixel_valid.index_fill(1, torch.tensor(0), False)
+    yield "not a number in what does not count", (beyond, targets, instance_valid, no_first_row)
+    yield "no instance", (logits[:, :0], targets[:, :0], instance_valid[:, :0], pixel_valid)
+    larger, valid = (part.repeat_interleave(3, -2).repeat_interleave(3, -1) for part in (targets, pixel_valid))
+    yield "larger targets", (logits, larger, instance_valid, valid)
 
 
 CASES = dict(cases())
