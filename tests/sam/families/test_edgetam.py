@@ -30,9 +30,8 @@ def test_a_transformers_that_is_too_old_is_refused_with_the_release_that_is_not(
 
 @needs_new
 def test_a_missing_timm_ends_in_one_message_with_the_command(monkeypatch, tmp_path):
+    transformers.EdgeTamConfig().save_pretrained(tmp_path)  # reads timm where it is installed
     monkeypatch.setitem(sys.modules, "timm", None)
-    config = transformers.EdgeTamConfig()
-    config.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ImportError, match=r"EdgeTAM's image encoder needs timm.*: pip install .*timm"):
         load_sam(tmp_path)
