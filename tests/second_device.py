@@ -35,8 +35,10 @@ _ROOT = Path(samparser.__file__).parent
 _HERE = Path(__file__)
 
 # Their result has as many numbers as the values say, which the host has to know.
-_SIZED_BY_VALUES = {"nonzero", "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount"}
-_SIZED_BY_VALUES |= {"repeat_interleave"}  # by counts that are a tensor; by a number it is another operation
+_SIZED_BY_VALUES = {
+    *("nonzero", "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount"),
+    "repeat_interleave",  # by counts that are a tensor; by a number it is another operation
+}
 _READS = {"_local_scalar_dense": "item", "equal": "equal", "is_nonzero": "item"}
 _INDEXING = {"index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"}
 

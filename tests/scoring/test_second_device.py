@@ -49,6 +49,7 @@ def test_the_loss_is_that_of_the_cpu_without_a_wait_for_the_device(gpu, case, at
     with watching() as seen:
         there = loss_and_gradient(gpu, *case)
     assert not seen.waits
+    assert {what for _, what in seen.sent} <= {"to"}, "the arguments"
     assert not any(tensor.isnan().any() for tensor in here)
     for one, other in zip(there, here, strict=True):
         assert one.device.type == "cuda"

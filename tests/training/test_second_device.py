@@ -107,7 +107,11 @@ def test_a_step_of_our_own_never_waits(trainer, resolution):
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
 
-    step()  # the first step looks whether the bases make up the weight
+    with watching() as seen:
+        step()
+    # Of the first step, for both adapted layers: whether their bases make up their weight, and their numbers train.
+    looks = ("tuner/weight_cache.py:holds", "tuner/training_loop.py:_trains_in_vain")
+    assert seen.waits == {(place, "item"): 2 for place in looks}
     with watching() as seen, lean_decoder(trainer.model):
         step()
     assert not seen.waits
@@ -118,15 +122,17 @@ def test_a_step_of_our_own_never_waits(trainer, resolution):
     assert seen.sent["training/trainer.py:mask_logits", "index"] == 4
 
 
-def test_a_step_of_transformers_waits_twice_to_leave_losses_out_that_are_no_numbers(gpu, run_tiny):
+def test_transformers_waits_twice_a_step_and_three_times_an_entry_of_the_log(gpu, run_tiny):
     counts = {}
-    for steps in (1, 3):
+    for steps, logging in ((1, 100), (3, 100), (3, 1)):
         with watching() as seen:
-            _, model = run_tiny(str(steps), model=tuned(), max_steps=steps, logging_steps=100)
-        counts[steps] = seen.waits.total()
+            _, model = run_tiny(f"{steps} {logging}", model=tuned(), max_steps=steps, logging_steps=logging)
+        counts[steps, logging] = seen.waits.total()
     if not is_stand_in(model):
         pytest.skip("A GPU is not watched.")
-    assert counts[3] - counts[1] == 2 * 2
+    assert counts[3, 100] - counts[1, 100] == 2 * 2
+    # Three entries instead of one, each with its loss, the norm of the gradients, and the parts of the loss.
+    assert counts[3, 1] - counts[3, 100] == 3 * 2
 
 
 def test_scores_are_those_of_the_cpu(gpu, toy_sets, tiny_processor):
