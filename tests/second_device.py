@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -288,6 +289,8 @@ def second_device(patch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     patch.setattr(torch.accelerator, "is_available", lambda: True)
     patch.setattr(torch.cuda, "set_device", lambda device: None)
     patch.setenv("ACCELERATE_TORCH_DEVICE", str(DEVICE))
+    # Optimizers ask whether their step is recorded as a graph.
+    patch.setattr(torch.accelerator, "current_stream", lambda: SimpleNamespace(is_capturing=lambda: False))
     # torch.tensor(..., device="cuda") makes its tensor on the CPU and moves it there in sight of `_Operations`.
     before = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)
