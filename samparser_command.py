@@ -24,6 +24,7 @@ VERBS = {
     "merge": "write adapter and base as one plain SamModel",
     "push": "upload an adapter to the Hugging Face hub",
     "data check": "read a data set, count, draw a contact sheet",
+    "data convert": "write a data set in the layout of another tool",
     "inspect": "what adapters changed: spectra, likeness, scores in part and together; distil",
     "compare": "run an experiment: every method side by side, beside the paper's figures",
     "methods": "list the methods that --method knows",
@@ -120,8 +121,17 @@ def _run(verb: str, words: Sequence[str], *, show_traceback: bool) -> int:
         if show_traceback:
             raise
         how, status = ("Ctrl-C", 130) if isinstance(stop, KeyboardInterrupt) else ("SIGTERM", 143)
-        print(f"\nsamparser {verb}: stopped by {how}.{_GO_ON.get(verb, '')}", file=sys.stderr)
+        if _speaks_first():
+            print(f"\nsamparser {verb}: stopped by {how}.{_GO_ON.get(verb, '')}", file=sys.stderr)
         return status
+
+
+def _speaks_first() -> bool:
+    """Whether this process, of several that a launcher started, is to say why they end."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    first: bool = import_module("samparser.cli.speaking").speaks_first()
+    return first
 
 
 class _Terminated(BaseException):

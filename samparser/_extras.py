@@ -7,7 +7,7 @@ from importlib import import_module, metadata
 from types import ModuleType
 
 # Packages that are imported by another name than they are installed by.
-_DISTRIBUTIONS = {"PIL": "pillow"}
+_DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 
 
 def require(module: str, purpose: str, extra: str = "train") -> ModuleType:

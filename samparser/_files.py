@@ -48,17 +48,28 @@ def replacing(path: str | Path, *, flush: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def no_folder(path: str | Path) -> str | None:
+    """Say why a path can be no folder, as the start of a sentence; None where it is one or can become one."""
+    path = Path(path)
+    there = next(place for place in (path, *path.parents, Path()) if place.is_symlink() or place.exists())
+    if there.is_dir():
+        return None
+    return f"{there} is {'a file' if there.exists() else 'a link to what is not there'}"
+
+
 @contextmanager
 def replacing_folder(path: str | Path) -> Iterator[Path]:
     """Give a temporary folder beside `path` to fill, and move it to `path` when the block ends without an error.
 
-    Its files get the permissions of any new file in this process.
+    Its files get the permissions of any new file in this process. A link to an empty folder stays; the folder that it
+    leads to is filled.
 
     Raises:
         FileExistsError: `path` is there already and not an empty folder; nothing of it is touched.
+        NotADirectoryError: `path` is a link to what is not there.
         OSError: The disk is full.
     """
-    path = Path(path)
+    path = _followed(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} is there already and is not an empty folder; nothing was written over it.")
@@ -76,13 +87,18 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
 def filling_folder(path: str | Path, *, last: Sequence[str] = ()) -> Iterator[Path]:
     """Give a temporary folder to fill, and move its files into `path` when the block ends without an error.
 
-    Other files of `path` stay. Each file is replaced whole; where `path` is new, all of them appear at once.
+    Other files of `path` stay. Each file is replaced whole; where `path` is new, all of them appear at once. Where it
+    is a link, the folder that it leads to is filled.
 
     Args:
         path: The folder to fill.
         last: Names of the files that tell what a folder is; they are moved after all others, in this order.
+
+    Raises:
+        NotADirectoryError: `path` is a file, or a link to what is not there.
+        OSError: The disk is full.
     """
-    path = Path(path)
+    path = _followed(path)
     if not path.exists():
         with replacing_folder(path) as temporary:
             yield temporary
@@ -104,6 +120,16 @@ def write_text(path: str | Path, text: str, *, flush: bool = False) -> None:
     """Write a text file in UTF-8, whole or not at all."""
     with replacing(path, flush=flush) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def _followed(path: str | Path) -> Path:
+    """Follow a link, perhaps to another disk: what is to be moved into a folder has to be made beside it."""
+    path = Path(path)
+    if path.is_symlink():
+        if reason := no_folder(path):
+            raise NotADirectoryError(f"{reason}; remove it, or name another folder.")
+        return path.resolve()
+    return path
 
 
 def _new_beside(path: Path) -> Path:

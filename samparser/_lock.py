@@ -36,13 +36,14 @@ class FolderLocked(BlockingIOError):  # noqa: N818
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[bool]:
+def locked(folder: Path, name: str = LOCK) -> Iterator[bool]:
     """Hold a folder for this process until the block ends; its file `.lock` says which process that is.
 
     The system gives the lock back when the process dies, however it dies.
 
     Args:
         folder: An existing folder.
+        name: Of the lock's file; other names hold other things in the same folder.
 
     Yields:
         Whether no other process can be writing. Windows, and some network drives, have no locks.
@@ -51,7 +52,7 @@ def locked(folder: Path) -> Iterator[bool]:
         FolderLocked: Another process, or another thread of this one, holds it.
         OSError: The folder cannot be written to.
     """
-    path = folder / LOCK
+    path = folder / name
     key = str(path.resolve())
     if key in _held:
         raise FolderLocked(folder, f"another run in this process (pid {os.getpid()})")

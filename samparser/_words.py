@@ -15,6 +15,15 @@ def count(number: int, noun: str, several: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else several or noun + 's'}"
 
 
+def printable(text: str, keep: str = "\n") -> str:
+    r"""A text from somebody else's file, in which nothing moves the cursor of a terminal or breaks a line.
+
+    >>> printable("a\x1b[31m\n b", keep="")
+    'a\\x1b[31m\\n b'
+    """
+    return "".join(one if one.isprintable() or one in keep else repr(one)[1:-1] for one in text)
+
+
 def shortened(items: Iterable[object], most: int = 5) -> str:
     """The first items of a list, and how many more there are.
 

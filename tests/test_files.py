@@ -3,7 +3,7 @@ import stat
 
 import pytest
 
-from samparser._files import filling_folder, replacing, replacing_folder, write_text
+from samparser._files import filling_folder, no_folder, replacing, replacing_folder, write_text
 
 
 def test_the_file_is_replaced_when_the_block_ends(tmp_path):
@@ -70,6 +70,37 @@ def test_a_folder_appears_whole_or_not_at_all_and_replaces_nothing(tmp_path):
     with pytest.raises(OSError, match="No space left"):
         fail_half_way()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("writer", [replacing_folder, filling_folder])
+def test_the_folder_that_a_link_leads_to_is_filled_where_it_lies(writer, tmp_path):
+    disk, link = tmp_path / "disk", tmp_path / "out"
+    (disk / "real").mkdir(parents=True)
+    link.symlink_to(disk / "real")
+    with writer(link) as temporary:
+        assert temporary.parent == disk  # nothing can be moved from one disk to another
+        (temporary / "a").write_text("1")
+    assert link.is_symlink()
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        "disk", "disk/real", "disk/real/a", "out",
+    ]  # fmt: skip
+    (disk / "real").rename(disk / "moved")
+    with pytest.raises(NotADirectoryError, match="out is a link to what is not there"), writer(link):
+        pass
+
+
+def test_what_can_be_no_folder_says_why(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "here").symlink_to(tmp_path)
+    for path in (tmp_path, tmp_path / "new" / "newer", tmp_path / "here" / "new"):
+        assert no_folder(path) is None
+    for path in (tmp_path / "file", tmp_path / "file" / "new"):
+        assert no_folder(path) == f"{tmp_path / 'file'} is a file"
+    for path in (tmp_path / "dangling", tmp_path / "dangling" / "new"):
+        assert no_folder(path) == f"{tmp_path / 'dangling'} is a link to what is not there"
+    monkeypatch.chdir(tmp_path)
+    assert (no_folder("new"), no_folder("file/new")) == (None, "file is a file")
 
 
 def test_whoever_reads_the_old_file_reads_it_to_its_end(tmp_path):

@@ -18,8 +18,8 @@ from torch import nn
 import samparser
 
 ROOT = Path(samparser.__file__).parent
-# Documented in spite of their underscore: namedtuples', and enumerations' (`_name_`, `_sort_order_` and so on are not).
-PUBLIC = {"_asdict", "_fields", "_replace", "_make"}
+# Documented in spite of their underscore, of namedtuples, enumerations (not `_name_`, `_sort_order_` and so on) and os.
+PUBLIC = {"_asdict", "_fields", "_replace", "_make", "_exit"}
 # What Python and torch put into a class by themselves.
 NOT_WRITTEN = {"_abc_impl", "_is_protocol", "_is_runtime_protocol", "_backward_cls"}
 
@@ -85,7 +85,7 @@ PRIVATE = {
     "_actions": Private("Python", "cli/parser.py", "argparse.ArgumentParser()", ARGPARSE),
     "_expand_help": Private("Python", "cli/parser.py", "argparse.HelpFormatter", ARGPARSE),
     "_format_action_invocation": Private("Python", "cli/parser.py", "argparse.HelpFormatter", ARGPARSE),
-    "_processes": Private("Python", "compare/workers.py", "a pool", "kill_workers is there from Python 3.14 on"),
+    "_processes": Private("Python", "compare/on_pool.py", "a pool", "kill_workers is there from Python 3.14 on"),
     "_name_": Private("Python", "tuner/registration.py", "peft.PeftType.LORA", ENUM),
     "_value_": Private("Python", "tuner/registration.py", "peft.PeftType.LORA", ENUM),
     "_sort_order_": Private("Python", "tuner/registration.py", "peft.PeftType.LORA", ENUM),

@@ -12,6 +12,7 @@ import samparser
 ROOMS = (
     "compare",
     "data",
+    "data_check",
     "drawing",
     "features",
     "inspection",

@@ -82,17 +82,17 @@ def _read_many(images: int, shape: tuple[int, int, int]) -> list[tuple[int, tupl
         for key in keys:
             store.write(key, (features,))
         store.read(keys[0])[0].clone()
-        first, seconds = _own_memory(), []
+        first, seconds = own_memory(), []
         for number, key in enumerate(keys, start=1):
             start = now()
             store.read(key)[0].clone()
             seconds.append(now() - start)
             if number in marks:
-                points.append((number, (statistics.median(seconds), max(0.0, _own_memory() - first))))
+                points.append((number, (statistics.median(seconds), max(0.0, own_memory() - first))))
     return points
 
 
-def _own_memory() -> float:
+def own_memory() -> float:
     """Bytes of the process that are in memory now; where that cannot be asked, the most there ever were."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])

@@ -19,6 +19,9 @@ class CheckCommand:
 
     split: str = option("Split to check; all also finds images that stand in two splits.", "all")
     contact_sheet: str | None = option("PNG with images, masks and boxes; 'none': do not draw.", "contact-sheet.png")
+    processes: int | None = option(
+        "Processes that read side by side. Default: one for every 250 images, at most one a core.", None
+    )
 
 
 def parser() -> SettingsParser:
@@ -35,6 +38,6 @@ def run(arguments: Sequence[str]) -> int:
     """Print the report; status 1 where the data set cannot be trained on."""
     command, data = parser().parse(arguments)
     sheet = None if command.contact_sheet in (None, "none") else Path(command.contact_sheet)
-    report = check_dataset(data, command.split, contact_sheet=sheet)
+    report = check_dataset(data, command.split, contact_sheet=sheet, processes=command.processes)
     print(report)
     return 0 if report.usable else 1

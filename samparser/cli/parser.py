@@ -13,6 +13,8 @@ from transformers import HfArgumentParser
 
 from samparser._words import did_you_mean
 
+from .speaking import speaks_first
+
 
 class ParserExit(SystemExit):
     """Help was asked for, or a mistake in the options has been told: no other code ends a verb like this."""
@@ -72,6 +74,12 @@ class SettingsParser(HfArgumentParser):
         if message:
             sys.stderr.write(message)
         raise ParserExit(status)
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with usage and message, which one of several processes says for all."""
+        if speaks_first():
+            super().error(message)
+        self.exit(2)
 
     def parse(self, arguments: Sequence[str]) -> tuple[Any, ...]:
         """Return one instance of each dataclass.

@@ -43,6 +43,11 @@ class PredictCommand:
         False,
     )
     batch: int = option("Prompts decoded together; bounds the memory, does not change the masks.", 64)
+    intensity_range: str | None = option(
+        "What becomes black and white of images with more than 8 bits, as in training: two values, as 0,4095, or two "
+        "percentiles of each image, as 1%,99%. Not given: 0.1%,99.9%.",
+        None,
+    )
     device: Literal["auto", "cpu"] = option(DEVICE, "auto")
 
     def __post_init__(self) -> None:
@@ -82,6 +87,7 @@ def run(arguments: Sequence[str]) -> int:
         stability_score_thresh=command.stability_score_thresh,
         batch=command.batch,
         overwrite=command.overwrite,
+        intensity_range=command.intensity_range,
     )
     print(f"{count(len(written), 'image')} segmented; masks, overlays and masks.json are in {command.output}")
     if written.replaced:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub.errors import HFValidationError
 
 from samparser._options import option
 from samparser.methods.publishing import published_copy
@@ -44,7 +45,27 @@ def run(arguments: Sequence[str]) -> int:
     with published_copy(folder) as (copy, replaced):
         if replaced is not None:
             print(f"Uploaded without where things lie here: {replaced}.")
-        api = huggingface_hub.HfApi()
-        api.create_repo(command.repo, private=command.private, exist_ok=True)
-        print(api.upload_folder(repo_id=command.repo, folder_path=copy, commit_message="Upload adapter"))
+        print(_upload(command, copy))
     return 0
+
+
+def _upload(command: PushCommand, folder: Path) -> str:
+    """Upload a folder and return the address.
+
+    Raises:
+        ValueError: The repository cannot be called so.
+        OSError: The hub cannot be reached, or does not let this user write there.
+    """
+    api = huggingface_hub.HfApi()
+    try:
+        api.create_repo(command.repo, private=command.private, exist_ok=True)
+        address = api.upload_folder(repo_id=command.repo, folder_path=folder, commit_message="Upload adapter")
+    except HFValidationError:
+        raise
+    except Exception as error:  # the errors of a connection are of whatever package the hub's client speaks through
+        raise OSError(
+            f"{command.adapter} was not uploaded to {command.repo} ({type(error).__name__}: {error}). Look at the "
+            "connection, at HF_HUB_OFFLINE, and whether `hf auth whoami` names a user who may write there; `hf auth "
+            "login` asks for a token. The same command can be given again."
+        ) from error
+    return str(address)

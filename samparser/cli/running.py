@@ -15,8 +15,10 @@ from safetensors import SafetensorError
 
 import samparser
 from samparser._memory import PREDICTION, SCORING, TRAINING
+from samparser._words import printable
 
 from .parser import ParserExit
+from .speaking import lost_another, speaks_first, who
 
 # What our rooms and the libraries below them raise for input that cannot be; their texts are written for users.
 MISTAKES = (ValueError, OSError, ImportError, RuntimeError, SafetensorError)
@@ -52,7 +54,8 @@ def run(verb: str, arguments: Sequence[str], *, show_traceback: bool = False) ->
     except (Exception, SystemExit) as error:
         if show_traceback:
             raise
-        print(f"samparser {verb}: error: {explain(error, verb)}", file=sys.stderr)
+        if speaks_first():
+            print(f"samparser {verb}: error: {printable(explain(error, verb))}{who()}", file=sys.stderr)
         return 2
 
 
@@ -74,6 +77,9 @@ def explain(error: BaseException, verb: str) -> str:
     where = "\n(--traceback shows where it arose)"
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         return f"The memory of this machine does not suffice ({_short(text)}). {_LESS_MEMORY.get(verb, '')}{where}"
+    if lost_another(error):
+        again = " The same command with --resume goes on from the last checkpoint." if verb == "train" else ""
+        return f"Another process of this run has ended: it was killed, or its machine was lost.{again}{where}"
     if _is_full(error):
         again = "the same command with --resume goes on" if verb == "train" else "give the same command again"
         return (

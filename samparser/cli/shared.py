@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from samparser._files import no_folder
 from samparser._options import option
 from samparser._words import count
 from samparser.methods import load_model
@@ -23,7 +24,7 @@ FRAME = (
 DEVICE = "auto: a GPU where there is one; cpu: never a GPU."
 
 # Up to so many images are read once before a run, so that one bad file is left out rather than stops the run later.
-_SCANNED_UP_TO = 2000
+_SCANNED_UP_TO = 200
 _NAMED = 5
 
 
@@ -113,9 +114,8 @@ def output_folder(path: str) -> Path:
     """Return the folder that results go to, looked at before the work begins rather than after it.
 
     Raises:
-        ValueError: The path is a file.
+        ValueError: The path is a file, lies below one, or is a link to what is not there.
     """
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; name a folder to write to.")
-    return folder
+    if reason := no_folder(path):
+        raise ValueError(f"{reason}; name a folder to write to.")
+    return Path(path)

@@ -17,6 +17,7 @@ from samparser.methods.registry import get_method
 from samparser.prompts import PromptSettings
 from samparser.sam import load_sam
 from samparser.sam.frame_choice import ChosenFrame
+from samparser.sam.loading import in_float32
 from samparser.training import AlsoSettings, EvalSettings, TrainSettings, train, verdict
 from samparser.tuner import coefficient_parameters
 
@@ -70,6 +71,7 @@ def run(arguments: Sequence[str]) -> int:
     assert settings.output_dir is not None  # required
     options = _method_options(command)
     base, processor = load_sam(command.model, frame=command.frame)
+    base = in_float32(base)
     train_set = open_split(data, command.train_split)
     eval_set = None if command.eval_split == "none" else open_split(data, command.eval_split)
     other_data = other.data_settings()

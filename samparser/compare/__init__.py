@@ -8,10 +8,11 @@ from __future__ import annotations
 from .collect import Column, Report
 from .experiment import DataSource, Experiment, MethodRow, ScoredSource, Search, with_settings
 from .experiment_file import load_experiment, parse_experiment
+from .launcher import parse_options
 from .pages import markdown
 from .run import compare, select
 from .strict import ExperimentError
-from .workers import CellError
+from .tasks import CellError
 
 __all__ = [
     "CellError",
@@ -27,6 +28,7 @@ __all__ = [
     "load_experiment",
     "markdown",
     "parse_experiment",
+    "parse_options",
     "select",
     "with_settings",
 ]

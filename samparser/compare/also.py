@@ -9,6 +9,7 @@ from samparser.methods import build
 from samparser.training import TrainSettings
 from samparser.training.environment import git_state, versions
 from samparser.training.leakage import shared_image
+from samparser.training.settings import OF_A_CACHE
 
 from .cell import also_entry, scores_of
 from .strict import ExperimentError
@@ -33,7 +34,8 @@ def score_before(workspace: Workspace) -> dict[str, Any]:
     """Score the untuned model on the other set, as rows that train nothing do, and return its result file's content."""
     experiment = workspace.experiment
     features = str(workspace.output / "features") if _cached(workspace) else None
-    settings = TrainSettings(**{**experiment.training, "report_to": "none", "cache": features})
+    without = OF_A_CACHE if features is None else {}
+    settings = TrainSettings(**{**experiment.training, **without, "report_to": "none", "cache": features})
     sets = [(workspace.also_set, experiment.also_eval_settings())]
     (scores,) = scores_of(workspace, build("zero-shot", workspace.new_model()), sets, settings)
     return {

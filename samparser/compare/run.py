@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from samparser._extras import require
+from samparser._files import no_folder
 
 from .also import BEFORE, BEFORE_FIELDS, before_settings, refuse_trained_on, score_before
-from .cell import CELL_FIELDS, tidy
+from .cell import tidy
 from .collect import Column, Report
 from .counts import count_rows
 from .experiment import Experiment, MethodRow, ScoredSource
 from .figure import draw_figure
+from .launchers import check_launcher, make_launcher
 from .pages import write_report
 from .plan import Cell, seed_cells, trains_nothing, trial_cells
-from .step_cost import COST_FIELDS, cost_settings
 from .store import ResultStore
 from .strict import ExperimentError, refuse_unknown
+from .tasks import Place, finished
 from .workers import Workers
 from .workspace import Workspace, require_data
 
@@ -31,7 +33,9 @@ def compare(
     output: str | Path,
     data_root: str | Path | None = None,
     limit: int | None = None,
-    processes: int = 1,
+    processes: int | None = None,
+    launcher: str = "processes",
+    launcher_options: Mapping[str, Any] | None = None,
     cost: bool = True,
     say: Callable[[str], None] = print,
 ) -> Report:
@@ -48,29 +52,38 @@ def compare(
         data_root: Folder of the data sets; not given: the experiment's own.
         limit: Use at most so many images of each split, for a trial.
         processes: Cells to run at once. 1: in this process, with all of its threads; more: in processes of one thread
-            each.
+            each. With another launcher the jobs to have under way; not given: as many as its queue takes.
+        launcher: What runs the cells: `processes` of this machine, `submitit` (Slurm) or `ray`. The other two need
+            `output`, `data_root` and the model on a disk that their machines share.
+        launcher_options: What a job needs, and where it runs, see `SubmititLauncher` and `RayLauncher`.
         cost: Also count and measure the cost of each row.
         say: Gets one line for each finished cell.
 
     Raises:
-        ExperimentError: Data are missing, or a result in `output` was made with other settings.
+        ExperimentError: Data are missing, a result in `output` was made with other settings, there can be no such
+            folder, or the launcher does not know an option.
         CellError: A cell failed; those that are finished are kept.
     """
-    if processes < 1:
+    if processes is not None and processes < 1:
         raise ExperimentError(f"processes is {processes}; it must be at least 1.")
+    check_launcher(launcher, launcher_options or {})
+    output = Path(output).expanduser().resolve()
+    if reason := no_folder(output):
+        raise ExperimentError(f"{reason}; name another output folder.")
     if not experiment.data:
         report = Report(experiment, [], count_rows(experiment, say))
-        write_report(report, Path(output))
+        write_report(report, output)
         return report
     if experiment.panels is not None:
         require("matplotlib.figure", "Drawing the panels of an experiment")
     root = _root(experiment, data_root)
     require_data(_sources(experiment), root)
-    output = Path(output).expanduser().resolve()
     workspace, store = Workspace(experiment, root, output, limit), ResultStore(output)
     try:
-        run = _Run(workspace, store, Workers(workspace, processes), say)
+        run = _Run(workspace, store, Workers(workspace, processes or 1, say=say), say)
         run.start(cost=cost)
+        if run.workers.waiting:
+            run.workers.launcher = make_launcher(launcher, Place.of(workspace), processes, launcher_options or {})
         run.finish()
         report = Report(experiment, run.columns(), run.costs)
         draw_figure(workspace, report)
@@ -146,8 +159,7 @@ class _Run:
         if self.needs_before:
             self.before = self.store.read_same(BEFORE, before_settings(self.workspace), BEFORE_FIELDS)
         for row in self.experiment.methods if cost else ():
-            settings = cost_settings(self.workspace, row)
-            found = self.store.read_same(f"cost--{row.name}", settings, COST_FIELDS)
+            found = finished(self.workspace, row.name, {})
             if found is None:
                 self.workers.add(row.name)
             else:
@@ -174,11 +186,9 @@ class _Run:
             self._tell(f"{self.experiment.also.name} before training", f"mIoU {100 * score:.2f}")
         for task, result in self.workers.results():
             if isinstance(task, str):
-                self.store.write(f"cost--{task}", result)
                 self.costs[task] = result
                 self._tell(f"cost of {task}", f"{result['step_ratio']:.2f} of the reference's step")
                 continue
-            self.store.write(task.name, result)
             tidy(self.workspace.output, task)
             self.results[task] = result
             score = result["scores"]["instance_image_mean"]["miou"]
@@ -224,10 +234,7 @@ class _Run:
                 self._want(cell, rates)
 
     def _want(self, cell: Cell, rates: Mapping[str, float]) -> None:
-        settings = self.workspace.settings_of(cell, rates)
-        found = self.store.read_same(cell.name, settings, CELL_FIELDS)
-        if found is not None and "also" in settings:
-            found = self.store.read_same(cell.name, settings, (*CELL_FIELDS, "also"))
+        found = finished(self.workspace, cell, dict(rates))
         if found is not None:
             tidy(self.workspace.output, cell)
             self.results[cell] = found

@@ -19,8 +19,9 @@ from samparser.data.splits import volume_of
 from samparser.methods import METHODS, build
 from samparser.methods.base_check import fingerprint
 from samparser.sam import load_sam
+from samparser.sam.loading import in_float32
 from samparser.training import TrainSettings
-from samparser.training.settings import MAY_DIFFER
+from samparser.training.settings import MAY_DIFFER, OF_A_CACHE
 
 from .experiment import DataSource, Experiment, MethodRow, ScoredSource
 from .plan import Cell
@@ -73,7 +74,8 @@ class Workspace:
 
     def __post_init__(self) -> None:
         # The base model stays as it is; cells tune copies.
-        self.base, self.processor = load_sam(self.experiment.model_path(), frame=self.experiment.frame)
+        base, self.processor = load_sam(self.experiment.model_path(), frame=self.experiment.frame)
+        self.base = in_float32(base)
         self._opened: dict[str, tuple[SegmentationDataset, SegmentationDataset]] = {}
 
     def new_model(self) -> nn.Module:
@@ -198,6 +200,8 @@ def train_settings_of(
     more: dict[str, Any] = {**fields, **rates, "eval_strategy": "no", "report_to": "none", "seed": cell.number}
     # A score of the test images before the first step is what the row that trains nothing gives.
     more["score_before"] = False
+    if fields.get("cache") is None:
+        more |= OF_A_CACHE
     search = experiment.search
     if cell.kind == "trial" and search is not None:
         more["seed"] = search.seed

@@ -5,9 +5,10 @@ from samparser._extras import require
 for _package in ("PIL", "scipy", "pycocotools", "msgspec", "tqdm"):
     require(_package, "Reading data sets")
 
+from .convert import Conversion, convert_dataset  # noqa: E402
 from .dataset import SegmentationDataset  # noqa: E402
 from .flips import Flipped, RandomlyFlipped  # noqa: E402
-from .layouts import LAYOUTS, detect_layout, open_dataset  # noqa: E402
+from .layouts import LAYOUTS, detect_layout, from_datasets, open_dataset  # noqa: E402
 from .readers.images import read_image  # noqa: E402
 from .readers.reader import Layout, Reader  # noqa: E402
 from .sample import DataError, DataWarning, Instance, Sample, Skipped  # noqa: E402
@@ -15,6 +16,7 @@ from .settings import DataSettings  # noqa: E402
 
 __all__ = [
     "LAYOUTS",
+    "Conversion",
     "DataError",
     "DataSettings",
     "DataWarning",
@@ -26,7 +28,9 @@ __all__ = [
     "Sample",
     "SegmentationDataset",
     "Skipped",
+    "convert_dataset",
     "detect_layout",
+    "from_datasets",
     "open_dataset",
     "read_image",
 ]

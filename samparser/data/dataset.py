@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
+from .columns import ChosenNames, Column
 from .readers.reader import Reader, merge_classes
 from .sample import DataError, Sample, Skipped
 
@@ -37,18 +38,20 @@ class SegmentationDataset(Dataset[Sample]):
     ) -> None:
         self.root, self.layout, self.split, self.min_area = root, layout, split, min_area
         self._readers = [reader for reader, _ in parts]
-        self._which = np.repeat(np.arange(len(parts)), [len(indices) for _, indices in parts])
-        self._index = np.concatenate([np.asarray(indices, dtype=np.int64) for _, indices in parts])
+        self._which = Column(np.repeat(np.arange(len(parts), dtype=np.int32), [len(indices) for _, indices in parts]))
+        self._index = Column(np.concatenate([np.asarray(indices, dtype=np.int64) for _, indices in parts]))
         self._keep = None if keep is None else frozenset(keep)
         classes = merge_classes(reader.classes for reader in self._readers)
         self.classes: dict[int, str] = {i: n for i, n in classes.items() if self._keep is None or i in self._keep}
         self.skipped: list[Skipped] = [skip for reader in self._readers for skip in reader.skipped]
-        self.names: list[str] = [
-            self._readers[n].names[i] for n, i in zip(self._which.tolist(), self._index.tolist(), strict=True)
-        ]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Name of each sample, known without opening it."""
+        return ChosenNames([reader.names for reader in self._readers], self._which, self._index)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self._index)
 
     def __getitem__(self, index: int) -> Sample:
         """Return sample `index`. It may have no instance left when all of them turn out empty or too small."""
@@ -63,7 +66,7 @@ class SegmentationDataset(Dataset[Sample]):
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"Sample {index} of {len(self)}.")
-        sample, skipped = self._readers[int(self._which[index])].read(int(self._index[index]))
+        sample, skipped = self._readers[int(self._which.values[index])].read(int(self._index.values[index]))
         kept = []
         for instance in sample.instances:
             if self._keep is not None and instance.class_id not in self._keep:
@@ -98,8 +101,7 @@ class SegmentationDataset(Dataset[Sample]):
         chosen = object.__new__(SegmentationDataset)
         chosen.__dict__.update(self.__dict__)
         picks = np.asarray(indices, dtype=np.int64)
-        chosen._which, chosen._index = self._which[picks], self._index[picks]
-        chosen.names = [self.names[i] for i in picks.tolist()]
+        chosen._which, chosen._index = Column(self._which.values[picks]), Column(self._index.values[picks])
         chosen.skipped = list(self.skipped if skipped is None else skipped)
         return chosen
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from samparser._words import count, did_you_mean, shortened
 
 from .dataset import SegmentationDataset
 from .other_layouts import hint
-from .readers import coco_layout, folders, nifti, ssdd, voc
+from .readers import coco_layout, cvat, folders, hf_datasets, label_studio, labelme, nifti, ssdd, voc, yolo_layout
 from .readers.reader import Layout, Reader, class_ids, merge_classes
 from .sample import DataError
 from .settings import SPLITS, DataSettings
@@ -26,7 +27,12 @@ LAYOUTS: dict[str, Layout] = {
     "ssdd": ssdd.LAYOUT,
     "nifti": nifti.LAYOUT,
     "whu": folders.WHU,
+    "datasets": hf_datasets.LAYOUT,
     "coco": coco_layout.COCO,
+    "cvat": cvat.LAYOUT,
+    "labelstudio": label_studio.LAYOUT,
+    "labelme": labelme.LAYOUT,
+    "yolo": yolo_layout.LAYOUT,
     "folders": folders.FOLDERS,
 }
 _OURS = tuple(LAYOUTS)
@@ -67,16 +73,41 @@ def open_dataset(settings: DataSettings, split: str) -> SegmentationDataset:
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
     root = Path(settings.data)
-    name = _layout_name(root, settings)
+    name = layout_name(root, settings)
     layout = LAYOUTS[name]
     parts = _parts(root, settings, layout, split)
+    return _finished(parts, root, name, split, settings)
+
+
+def from_datasets(dataset: Any, settings: DataSettings | None = None, split: str = "train") -> SegmentationDataset:
+    """Return the samples of a `datasets.Dataset`, or of a stream (`IterableDataset`), as a data set to train on.
+
+    A stream is read once, at most `settings.limit` rows of it, and kept in memory with its pictures encoded.
+
+    Args:
+        dataset: Rows with an image beside a mask, or beside objects with a class and polygons, run lengths or masks.
+        settings: What to take: `images` and `masks` name columns of other names than the usual ones, and `classes`,
+            `class_names`, `instances`, `min_area`, `limit`, `scan` and the like mean what they mean for files.
+        split: What the set is called.
+
+    Raises:
+        DataError: There are no such columns, or no such class.
+        ImportError: `datasets` is not installed.
+    """
+    settings = settings or DataSettings(data=".")
+    reader = hf_datasets.reader_of(hf_datasets.Rows(dataset, "", None, settings.limit), settings)
+    return _finished([(reader, range(len(reader.names)))], Path("."), "datasets", split, settings)
+
+
+def _finished(parts: Parts, root: Path, name: str, split: str, settings: DataSettings) -> SegmentationDataset:
+    """Return the data set of readers, with what the settings leave of it."""
     keep = class_ids(merge_classes(reader.classes for reader, _ in parts), settings.classes)
     dataset = SegmentationDataset(
         parts,
         root=root,
         layout=name,
         split=split,
-        min_area=settings.min_area or layout.min_area,
+        min_area=settings.min_area or LAYOUTS[name].min_area,
         keep=keep,
     )
     if settings.limit is not None and settings.limit < len(dataset):
@@ -94,7 +125,7 @@ def open_dataset(settings: DataSettings, split: str) -> SegmentationDataset:
 def available_splits(settings: DataSettings) -> tuple[str, ...]:
     """Return the splits that `open_dataset` has for these settings: the data set's own, or those that it would draw."""
     root = Path(settings.data)
-    own = () if settings.split_file else LAYOUTS[_layout_name(root, settings)].splits(root, settings)
+    own = () if settings.split_file else LAYOUTS[layout_name(root, settings)].splits(root, settings)
     if own:
         return own if "val" in own or settings.val_ratio is None else ("train", "val", *own[1:])
     if settings.split_file:
@@ -104,13 +135,19 @@ def available_splits(settings: DataSettings) -> tuple[str, ...]:
     return (*parts, "test") if settings.test_ratio else parts
 
 
-def _layout_name(root: Path, settings: DataSettings) -> str:
+def layout_name(root: Path, settings: DataSettings) -> str:
+    """Return the layout that the settings name, or that the files have.
+
+    Raises:
+        DataError: There is no such folder, or it has none of the layouts.
+        ValueError: There is no such layout.
+    """
     if not root.exists():
         raise DataError(f"The data folder {root} does not exist.")
     if settings.layout == "auto":
         if settings.annotations:
             return "coco"
-        if settings.masks:
+        if settings.masks and not hf_datasets.recognise(root):
             return "folders"
         return detect_layout(root)
     if settings.layout not in LAYOUTS:

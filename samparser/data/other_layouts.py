@@ -13,10 +13,9 @@ _COCO = "export it as COCO JSON there, or convert it"
 _KNOWN = (
     (r"sa_\d+\.json", rb"segmentation", "SA-1B: one JSON file per image. Join them into one COCO file with images, "
      "annotations and categories; the annotations are COCO's already."),
-    (r".*\.json", rb'"shapes"|"imagePath"', f"labelme's JSON: {_COCO} by labelme2coco or labelme2voc."),
     (r".*\.json", rb'"_via_img_metadata"|"regions"', f"VGG Image Annotator's JSON: {_COCO}."),
+    (r".*\.json", rb'"(brush|polygon|rectangle|ellipse)labels"', "Label Studio's JSON-MIN: export it as JSON."),
     (r".*\.json", rb'"exterior"', f"Supervisely's JSON: {_COCO}, or export masks."),
-    (r"labels/.*\.txt", rb"^\d+( [\d.e-]+){6,}\s*$", "YOLO's polygons: convert them to COCO JSON, in pixels."),
     (r".*_classes\.csv", rb"", "Roboflow's masks: put them into images/ and masks/, and give class_names."),
     (r"[^/]+/masks/.*\.png|.*/[0-9a-f]{64}/masks/.*", rb"", "a folder of masks for each image (DSB2018): join each "
      "folder into one mask of ids, in images/ and masks/, and set instances to ids."),

@@ -7,6 +7,8 @@ from typing import Literal
 
 from samparser._options import option
 
+from .intensity import Intensity, chosen
+
 SPLITS = ("train", "val", "test", "all")
 
 
@@ -16,7 +18,8 @@ class DataSettings:
 
     data: str = option("Folder of the data set, or a COCO JSON file.")
     layout: str = option(
-        "coco, voc, nwpu, whu, ssdd, nifti or folders; auto finds out from the files and says so when it cannot tell.",
+        "coco, yolo, labelme, cvat, labelstudio, voc, nwpu, whu, ssdd, nifti, datasets or folders; auto finds out from "
+        "the files and says so when it cannot tell.",
         "auto",
     )
     classes: list[str] | None = option("Keep only instances of these classes, by name. Default: all.", None)
@@ -34,9 +37,13 @@ class DataSettings:
         "are left out.",
         None,
     )
-    images: str | None = option("Folder of the images, relative to the data folder; may contain {split}.", None)
+    images: str | None = option(
+        "Folder of the images, relative to the data folder; may contain {split}. Layout datasets: their column.", None
+    )
     masks: str | None = option(
-        "Folder of the masks (layout folders), relative to the data folder; may contain {split}.", None
+        "Folder of the masks (layout folders), relative to the data folder; may contain {split}. Layout datasets: "
+        "their column.",
+        None,
     )
     instances: Literal["components", "class", "ids"] = option(
         "What an instance is in a mask file: each connected component of a class, a class as a whole, or each "
@@ -83,6 +90,12 @@ class DataSettings:
         None,
     )
     window_width: float | None = option("Width of that window. Default: 400 for CT.", None)
+    intensity_range: str | None = option(
+        "What becomes black and white of images with more than 8 bits: two values, as 0,4095, which hold for all "
+        "images and keep them comparable; or two percentiles of each image, as 1%,99%. Images of 8 bits are left as "
+        "they are. Default: 0.1%,99.9%.",
+        None,
+    )
 
     def __post_init__(self) -> None:
         if self.min_area is not None and self.min_area < 1:
@@ -99,3 +112,9 @@ class DataSettings:
             )
         if self.window_width is not None and self.window_width <= 0:
             raise ValueError(f"window_width must be positive, got {self.window_width}.")
+        chosen(self.intensity_range)
+
+    @property
+    def intensity(self) -> Intensity:
+        """How images of more than 8 bits are shown."""
+        return chosen(self.intensity_range)

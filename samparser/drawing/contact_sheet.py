@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from samparser._extras import require
-from samparser._words import count
+from samparser._words import count, printable
 from samparser.prompts.resize import resize_instance
 from samparser.sam.frame import Padded, rescaled
 
@@ -43,7 +43,7 @@ def draw_cell(sample: Sample, part: str, classes: Mapping[int, str]) -> Image.Im
     boxes = rescaled(sample.boxes, sample.size, (height, width))
     for number, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
         draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=instance_colour(number))
-    names = [classes.get(instance.class_id, str(instance.class_id)) for instance in sample.instances]
+    names = [printable(classes.get(one.class_id, str(one.class_id)), keep="") for one in sample.instances]
     if len(set(names)) > 1:
         _write_names(draw, names, boxes, (height, width), font)
     cell = pillow.new("RGB", (_SIDE, _SIDE + _CAPTION), "white")
@@ -97,7 +97,8 @@ def _pillow() -> tuple[Any, ...]:
 def _fitted(
     text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, width: int, keep_end: bool = False
 ) -> str:
-    """Return the text cut to so many pixels, marked with an ellipsis."""
+    """Return the text as one line cut to so many pixels, marked with an ellipsis."""
+    text = printable(text, keep="")
     if draw.textlength(text, font) <= width:
         return text
     while text and draw.textlength("..." + text, font) > width:

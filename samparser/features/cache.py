@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from samparser._files import write_text
+from samparser._files import no_folder, write_text
+from samparser._untrusted import read_json
 from samparser._words import count
 from samparser.sam.changes import changes_before_neck, changes_in_neck
 from samparser.sam.families import Features, family_of
@@ -32,16 +34,21 @@ from samparser.sam.loading import check_processor
 from samparser.sam.modes import evaluating
 from samparser.sam.wrapped import image_processor, plain_model
 
+from .filling import Filling, pixels_of
 from .from_features import taking_features
 from .keys import image_key, named_tensors, upstream_fingerprint
 from .offload import EncoderAside
+from .precision import DTYPES
+from .processor import FeatureProcessor
 from .store import DamagedFeaturesError, FeatureStore, MissingFeaturesError
 
 if TYPE_CHECKING:
     from samparser.data import Sample
 
 Form = Literal["tokens", "projection", "embedding"]
-_DTYPES = {torch.float16: "fp16", torch.float32: "fp32"}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_AUTOCAST = (torch.bfloat16, torch.float16)
+_COMPARED = 3  # images encoded without autocast too
 _GB = 1e9
 
 
@@ -58,17 +65,23 @@ class FeatureCache:
 
     Features depend on the image, the weights before that place, the preprocessing and the input size. All of these are
     hashed into an entry's name and checked when it is read, so a folder may serve many models, and features of another
-    model or of an image that has changed are never used. They are computed in eval mode in the model's own dtype. In
-    float32 training from the cache computes what training from images does; float16 rounds each value to 11 bits, and
-    an entry with a value above 65504 is kept in float32.
+    model or of an image that has changed are never used. They are computed in eval mode in the model's own dtype, one
+    image at a time. In float32 training from the cache computes what training from images does; float16 rounds each
+    value to 11 bits, and an entry with a value above 65504 is kept in float32; int8 rounds to 1/127 of the largest size
+    in the same channel of the same image.
 
     Args:
         folder: Where features go; made when needed.
         model: A model of a SAM family, or a PeftModel around one.
         processor: Its processor.
-        dtype: torch.float16, or torch.float32 for twice the bytes.
+        dtype: torch.float16, torch.float32 for twice the bytes, or torch.int8 for half of them.
         projection: See `form`; the caller sees to it that the neck's first layer takes the result.
         limit_gb: Refuse to fill the cache beyond so many gigabytes (1e9 bytes) on disk.
+        batch: Images that the encoder takes at a time. More than one may change a feature's last bits, so such entries
+            in float32 are kept apart from exact ones.
+        autocast: torch.bfloat16 or torch.float16, what the encoder computes in while the cache is filled, kept apart
+            from exact entries. The error that this makes is measured on the first images and goes to `about.json`.
+        shards: Put so many images in one file; None: each in its own. What is there is read either way.
 
     Raises:
         TypeError: The model is of no SAM family.
@@ -84,17 +97,29 @@ class FeatureCache:
         dtype: torch.dtype = torch.float16,
         projection: Tensor | None = None,
         limit_gb: float | None = None,
+        batch: int = 1,
+        autocast: torch.dtype | None = None,
+        shards: int | None = None,
     ) -> None:
         family = family_of(model, "Caching features")
-        if dtype not in _DTYPES:
+        if dtype not in _NAMES:
             raise ValueError(
-                f"Features are stored as torch.float16 or torch.float32, not as {dtype}: bfloat16 takes the bytes of "
-                "float16 and rounds eight times more coarsely."
+                f"Features are stored as torch.float16, torch.float32 or torch.int8, not as {dtype}: bfloat16 takes "
+                "the bytes of float16 and rounds eight times more coarsely."
             )
+        if autocast is not None and autocast not in _AUTOCAST:
+            raise ValueError(
+                f"autocast is torch.bfloat16 or torch.float16, or None for the model's own; got {autocast}."
+            )
+        for name, value in (("batch", batch), ("shards", shards)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1 image; got {value}.")
         if limit_gb is not None and not limit_gb > 0:
             raise ValueError(f"limit_gb must be more than 0 gigabytes; got {limit_gb}.")
         check_processor(model, processor)
         self._model, self._family, self._projection, self._limit = model, family, projection, limit_gb
+        self._batch, self._autocast, self._shards = batch, autocast, shards
+        self._errors: list[float] = []
         self._sam: Any = plain_model(model)
         self._images = image_processor(processor)
         self.form: Form = self._form()
@@ -103,9 +128,13 @@ class FeatureCache:
         if self.form == "embedding":
             parts |= {family.neck_name: self._sam.get_submodule(family.neck_name)}
         config = config_of(model).vision_config.to_dict()
-        fingerprint = upstream_fingerprint(named_tensors(parts).items(), config, self._images, self.form, projection)
+        inexact = {} if autocast is None else {"autocast": str(autocast)}
+        if batch > 1 and dtype == torch.float32:
+            inexact["batch"] = "several images"
+        tensors = named_tensors(parts).items()
+        fingerprint = upstream_fingerprint(tensors, config, self._images, self.form, projection, inexact)
         self.folder = Path(folder)
-        name = f"{fingerprint[:16]}-{self.form}-{_DTYPES[dtype]}"
+        name = f"{fingerprint[:16]}-{self.form}-{_NAMES[dtype]}"
         self.store = FeatureStore(self.folder / name, fingerprint, self._shapes(), dtype)
         self._aside: EncoderAside | None = None
 
@@ -123,42 +152,53 @@ class FeatureCache:
         Raises:
             RuntimeError: The encoder is put away, inside `feeding`.
         """
+        return self.encode_pixels(pixels_of(image, self._images)[None])[0]
+
+    def encode_pixels(self, pixels: Tensor) -> list[Features]:
+        """Compute the features of each image of a batch that the processor made, (B, 3, S, S), without the cache.
+
+        Raises:
+            RuntimeError: The encoder is put away, inside `feeding`.
+        """
         if self._aside is not None:
             raise RuntimeError("The image encoder is put away inside `feeding`; leave the block to encode images.")
+        return self._encoded(pixels, self._autocast)
+
+    def _encoded(self, pixels: Tensor, autocast: torch.dtype | None) -> list[Features]:
         weight = next(self._sam.parameters())
-        pixels = self._images(image, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
-        with evaluating(self._model):
-            features = self._family.encode(self._model, pixels.to(weight.device, weight.dtype))
+        with evaluating(self._model), torch.autocast(weight.device.type, autocast, enabled=autocast is not None):
+            pixels = pixels.to(weight.device, weight.dtype, non_blocking=True)
+            features = self._family.encode(self._model, pixels)
             if self.form == "embedding":
                 features = (self._family.embed(self._model, features)["image_embeddings"],)
-        first, *others = (tensor[0] for tensor in features)
-        if self._projection is not None:
-            # In the projection's own width: rounding comes once, when the result is stored.
-            first = first.to(self._projection.dtype) @ self._projection.T.to(first.device)
-        return first, *others
+        return [self._projected(tuple(tensor[image] for tensor in features)) for image in range(len(pixels))]
+
+    def _projected(self, features: Features) -> Features:
+        if self._projection is None:
+            return features
+        first, *others = features
+        # In the projection's own width: rounding comes once, when the result is stored.
+        return first.to(self._projection.dtype) @ self._projection.T.to(first.device), *others
 
     def features(self, image: np.ndarray) -> Features:
         """Return the features of an image as stored; computed and stored first if they are not there or damaged."""
         key = image_key(image)
-        stored = self._stored(key)
-        return self.store.write(key, self.encode(image)) if stored is None else stored
-
-    def _stored(self, key: str) -> Features | None:
-        """Return the features under a key; None where they are not there, or damaged, of which a warning tells."""
         try:
             return self.store.read(key)
         except MissingFeaturesError:
-            return None
+            pass
         except DamagedFeaturesError as error:
-            warnings.warn(f"{str(error).partition(' Fill the cache')[0]} It is computed anew now.", stacklevel=3)
-            return None
+            warnings.warn(f"{str(error).partition(' Fill the cache')[0]} It is computed anew now.", stacklevel=2)
+        return self.store.write(key, self.encode(image))
 
     def need(self, images: int) -> str:
         """Say what so many images take on disk, what is there already and what is free.
 
         Raises:
-            ValueError: That is more than `limit_gb`, or does not fit on the disk.
+            ValueError: That is more than `limit_gb`, or does not fit on the disk; or there can be no such folder.
         """
+        if reason := no_folder(self.folder):
+            raise ValueError(f"{reason}; name another folder for the feature cache.")
         entries, used = self.store.size()
         most = images * self.store.entry_bytes + self._aside_bytes()
         free = shutil.disk_usage(_existing(self.folder)).free
@@ -168,8 +208,8 @@ class FeatureCache:
             f"({used / _GB:.2f} GB) there, {free / _GB:.1f} GB are free."
         )
         ways_out = (
-            "Cache fewer images, store conv1's projection or float16 instead of float32 tokens, use another folder, or "
-            "train without a cache."
+            "Cache fewer images, store conv1's projection or fewer bytes a value (float16, int8), use another folder, "
+            "or train without a cache."
         )
         if self._limit is not None and most > self._limit * _GB:
             raise ValueError(f"{text} The limit is {self._limit:g} GB. Raise it, or: {ways_out}")
@@ -177,14 +217,25 @@ class FeatureCache:
             raise ValueError(f"{text} That does not fit. {ways_out}")
         return text
 
-    def fill(self, samples: Sequence[Sample], *, process: tuple[int, int] = (0, 1), progress: bool = True) -> int:
+    def fill(
+        self,
+        samples: Sequence[Sample],
+        *,
+        process: tuple[int, int] = (0, 1),
+        workers: int = 0,
+        context: str | None = None,
+        progress: bool = True,
+    ) -> int:
         """Store the features of every sample that is not in the cache yet, and computes damaged ones anew.
 
-        May be stopped at any time and called again, and several processes may fill one folder.
+        May be stopped at any time and called again. Several processes may fill one folder, on several machines too:
+        each claims some images at a time and waits in the end for those of the others.
 
         Args:
             samples: Anything with a length whose items have an `image`.
             process: `(rank, world size)`; each process takes every world-size-th image.
+            workers: Processes that read and resize images while others are encoded.
+            context: How they are started, as for a DataLoader: "fork", "spawn", "forkserver".
             progress: Print the disk need (rank 0) and show a progress bar.
 
         Returns:
@@ -193,23 +244,51 @@ class FeatureCache:
         Raises:
             ValueError: The images do not fit below the limit or on the disk.
         """
-        rank, world = process
-        text = self.need(len(samples))
-        self._write_description()
-        self.store.remove_abandoned()
-        indices: Any = range(rank, len(samples), world)
-        if progress and rank == 0:
-            from tqdm.auto import tqdm
+        from tqdm.auto import tqdm
 
+        text = self.need(len(samples))
+        self.store.remove_abandoned()
+        self._errors = []
+        self._write_description()
+        filling = Filling(
+            self.store,
+            samples,
+            self._images,
+            self._encoded_and_compared,
+            batch=self._batch,
+            shards=self._shards,
+            workers=workers,
+            context=context,
+            pinned=next(self._sam.parameters()).device.type == "cuda",
+        )
+        rank, world = process
+        shown = progress and rank == 0
+        if shown:
             print(text)
-            indices = tqdm(indices, desc="encoding", unit="image", leave=False, dynamic_ncols=True)
-        encoded = 0
-        for index in indices:
-            image = samples[index].image
-            key = image_key(image)
-            if self._stored(key) is None:
-                self.store.write(key, self.encode(image))
-                encoded += 1
+        start, total = time.perf_counter(), len(range(rank, len(samples), world))
+        with tqdm(
+            total=total, desc="encoding", unit="image", leave=False, dynamic_ncols=True, disable=not shown
+        ) as bar:
+            filling.run(process, bar.update)
+        if shown and filling.encoded:
+            share = filling.waited / (time.perf_counter() - start)
+            print(f"Encoded {count(filling.encoded, 'image')}; {share:.0%} of the time went by waiting for images.")
+        if self._errors:
+            self._write_description()
+            if shown:
+                print(
+                    f"Under autocast to {self._autocast} features differ from those without by "
+                    f"{100 * max(self._errors):.2g} % of their size (root mean square, the worst of "
+                    f"{count(len(self._errors), 'image')})."
+                )
+        return filling.encoded
+
+    def _encoded_and_compared(self, pixels: Tensor) -> list[Features]:
+        """Return the features of a batch, and compare those of the first images with what autocast leaves out."""
+        encoded = self.encode_pixels(pixels)
+        if self._autocast is not None and len(self._errors) < _COMPARED:
+            (exact,) = self._encoded(pixels[:1], None)
+            self._errors.append(_difference(encoded[0], exact))
         return encoded
 
     @contextmanager
@@ -271,44 +350,24 @@ class FeatureCache:
     def _write_description(self) -> None:
         from transformers import __version__ as transformers_version
 
+        file = self.store.folder / "about.json"
+        computed: dict[str, Any] = {"batch": self._batch, "autocast": None}
+        if self._autocast is not None:
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                computed["relative_errors"] = read_json(file)["computed"]["relative_errors"]
+            computed |= {"autocast": str(self._autocast)} | ({"relative_errors": self._errors} if self._errors else {})
         about = {
             "fingerprint": self.store.fingerprint,
             "form": self.form,
             "shapes": self.store.shapes,
             "dtype": str(self.store.dtype),
+            "computed": computed,
             "model": getattr(self._sam.config, "name_or_path", ""),
             "preprocessing": self._images.to_dict(),
             "torch": torch.__version__,
             "transformers": transformers_version,
         }
-        write_text(self.store.folder / "about.json", json.dumps(about, indent=2, default=str))
-
-
-class FeatureProcessor:
-    """An image processor that gives stored features instead of pixels; all else is the wrapped processor's.
-
-    Args:
-        images: transformers' image processor of the model.
-        store: Where the features are.
-    """
-
-    def __init__(self, images: Any, store: FeatureStore) -> None:
-        self._images, self._store = images, store
-
-    def __call__(self, image: np.ndarray, **_: Any) -> dict[str, Features]:
-        """Return `pixel_values`: the features of an image, uint8 RGB (H, W, 3), a tuple of tensors (1, ...).
-
-        Raises:
-            MissingFeaturesError: The image is not in the cache.
-            DamagedFeaturesError: Its entry is damaged.
-        """
-        return {"pixel_values": tuple(tensor[None] for tensor in self._store.read(image_key(image)))}
-
-    def __getattr__(self, name: str) -> Any:
-        # While an instance is unpickled it has no attributes yet.
-        if name.startswith("__") or name in ("_images", "_store"):
-            raise AttributeError(name)
-        return getattr(self._images, name)
+        write_text(file, json.dumps(about, indent=2, default=str))
 
 
 def _refuse_changes_before_neck(model: nn.Module) -> None:
@@ -320,6 +379,14 @@ def _refuse_changes_before_neck(model: nn.Module) -> None:
             f"neck, first {names[0]}, so the features change in every step. A cache serves methods that tune the neck "
             "and what follows it, such as samparser or decoder; train this one without a cache."
         )
+
+
+def _difference(ours: Features, exact: Features) -> float:
+    """Return the root mean square of the differences over that of the exact features; of several, the largest."""
+    return max(
+        float((one.float() - other.float()).norm() / other.float().norm())
+        for one, other in zip(ours, exact, strict=True)
+    )
 
 
 def _existing(folder: Path) -> Path:

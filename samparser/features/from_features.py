@@ -12,12 +12,17 @@ from torch import Tensor, nn
 from samparser.sam.families import Family, Features
 from samparser.sam.wrapped import plain_model
 
+_PROMPTS = ("input_boxes", "input_points", "input_labels")
+
 
 class FromFeatures:
     """A hook before a model's forward that embeds features given as `pixel_values`.
 
     It runs inside the forward of whatever wraps the model, PEFT or `DistributedDataParallel`, and leaves names and
     weights of the model alone.
+
+    With `prompt_rows`, int64 (P,), beside prompts (B, N, ...) that are filled up to one length, the mask decoder gets
+    the P that are none of the filling in a row, where that is less work: masks are (P, 1, M, h, w) then.
 
     Args:
         family: The model's.
@@ -40,7 +45,15 @@ class FromFeatures:
         given = arguments[0] if arguments else rest.pop("pixel_values", None)
         if given is None:
             return arguments, rest
+        rows = rest.pop("prompt_rows", None)
         embedded = self._family.embed(model, self._checked(given))
+        if rows is not None:
+            prompts = {name: rest[name] for name in _PROMPTS if rest.get(name) is not None}
+            images, most = next(iter(prompts.values())).shape[:2]
+            if self._family.cheaper_in_a_row(rows.numel(), images, most):
+                rest |= {name: values.flatten(0, 1).index_select(0, rows)[:, None] for name, values in prompts.items()}
+                image_of = rows.div(most, rounding_mode="floor")
+                embedded = {name: _of_prompts(value, image_of) for name, value in embedded.items()}
         return (None, *arguments[1:]) if arguments else (), rest | embedded
 
     def _checked(self, given: Any) -> Features:
@@ -79,6 +92,13 @@ def taking_features(
     finally:
         setattr(plain.get_submodule(parent), child, neck)
         handle.remove()
+
+
+def _of_prompts(values: Any, images: Tensor) -> Any:
+    """Return a tensor (B, ...), or a list of such, with that of its image for each prompt: (P, ...)."""
+    if not isinstance(values, Tensor):
+        return [_of_prompts(tensor, images) for tensor in values]
+    return values.index_select(0, images)
 
 
 def _shown(shapes: Sequence[tuple[Any, ...]]) -> str:

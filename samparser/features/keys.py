@@ -25,7 +25,12 @@ def image_key(image: np.ndarray) -> str:
 
 
 def upstream_fingerprint(
-    tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any], images: Any, form: str, projection: Tensor | None
+    tensors: Iterable[tuple[str, Tensor]],
+    config: Mapping[str, Any],
+    images: Any,
+    form: str,
+    projection: Tensor | None,
+    inexact: Mapping[str, str] | None = None,
 ) -> str:
     """Hash all that decides a feature, except the image.
 
@@ -35,6 +40,7 @@ def upstream_fingerprint(
         images: The image processor; its class counts too, because backends resize with different rounding.
         form: What is taken: see `FeatureCache`.
         projection: The matrix (rank, channels) that features are multiplied with, or None.
+        inexact: What is computed otherwise than by the model in its own precision, one image at a time.
 
     Returns:
         64 hexadecimal digits.
@@ -45,6 +51,7 @@ def upstream_fingerprint(
         "encoder": {name: value for name, value in config.items() if name not in _NOT_COMPUTED_WITH},
         "processor": type(images).__name__,
         "preprocessing": {name: value for name, value in images.to_dict().items() if name not in _NOT_UPSTREAM},
+        **(inexact or {}),
     }
     parts: list[str | Tensor] = [json.dumps(settings, sort_keys=True, default=str)]
     named = [*tensors, *([] if projection is None else [("projection", projection)])]

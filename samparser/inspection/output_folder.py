@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from samparser._files import write_text
+from samparser._files import no_folder, write_text
 from samparser._lock import locked
 from samparser._words import count, shortened
 
@@ -31,8 +31,8 @@ class InspectionFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"{self.path} is a file; name a folder to write to.")
+        if reason := no_folder(self.path):
+            raise ValueError(f"{reason}; name a folder to write to.")
         self._own = self._read_own()
         self._written: list[Path] = []
 

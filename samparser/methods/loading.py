@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from samparser.sam import load_sam
 from samparser.sam.frame_choice import ChosenFrame
 from samparser.sam.gated import no_access
+from samparser.sam.loading import in_float32
 
 from .base_check import check_base as check_base_weights
 from .folder import METHOD_FILE, PEFT_CONFIG, PEFT_TENSORS, TENSOR_FILE, MethodFile, format_of, read_peft_config
@@ -162,6 +163,8 @@ def load_base_of(
 ) -> tuple[nn.Module, Any]:
     """Load the base model that a trained part goes on, without it.
 
+    A base in half precision is widened where the part was trained on float32 and its file holds hashes of all weights.
+
     Args:
         folder: The folder of the trained part.
         base: The base model; None for the one that the folder names, where it is on this machine.
@@ -172,7 +175,11 @@ def load_base_of(
         ValueError: The folder names none, it cannot be loaded, or another frame was trained with.
     """
     frame = _recorded_frame(folder, frame)
-    return load_sam(base, frame=frame) if base is not None else _load_recorded_base(folder, frame)
+    model, processor = load_sam(base, frame=frame) if base is not None else _load_recorded_base(folder, frame)
+    saved = MethodFile.read(folder)
+    if saved is not None and (saved.base or {}).get("dtype") == "float32":
+        model = in_float32(model)
+    return model, processor
 
 
 def _recorded_frame(folder: Path, given: ChosenFrame | None) -> ChosenFrame | None:

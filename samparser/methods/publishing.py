@@ -30,7 +30,9 @@ def published_copy(folder: str | Path) -> Iterator[tuple[Path, str | None]]:
     folder = Path(folder)
     with tempfile.TemporaryDirectory(prefix="samparser-") as temporary:
         copy = Path(shutil.copytree(folder, Path(temporary) / folder.resolve().name))
-        contents = {file: read_json(file) for name in (PEFT_CONFIG, METHOD_FILE) for file in sorted(copy.rglob(name))}
+        found = [file for name in (PEFT_CONFIG, METHOD_FILE) for file in sorted(copy.rglob(name))]
+        # Read where they came from: a message has to name the file that can be mended.
+        contents = {file: read_json(folder / file.relative_to(copy)) for file in found}
         bases = [
             content.get(field)
             for content in contents.values()

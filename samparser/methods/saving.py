@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from samparser._files import filling_folder
+from samparser._files import filling_folder, no_folder
 from samparser.sam.frame_choice import chosen_frame
 from samparser.sam.wrapped import plain_model
 from samparser.tuner import SVDCoefficientConfig
@@ -45,8 +45,8 @@ def save_trained(model: nn.Module, folder: str | Path) -> None:
             f"This {type(model).__name__} comes from no method and carries no PEFT adapter, so there is no telling "
             f"what was trained. Use samparser.methods.build(), or save the whole model with save_pretrained()."
         )
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; name a folder to save the trained part in.")
+    if reason := no_folder(folder):
+        raise NotADirectoryError(f"{reason}; name a folder to save the trained part in.")
     other = TENSOR_FILE if is_peft else PEFT_CONFIG
     if (folder / other).exists():
         raise ValueError(

@@ -56,6 +56,7 @@ def predict_files(
     batch: int = 64,
     overwrite: bool = False,
     progress: bool = True,
+    intensity_range: str | None = None,
 ) -> PredictedFiles:
     """Segment image files and write label PNGs, overlays and one COCO file.
 
@@ -80,6 +81,8 @@ def predict_files(
         batch: Prompts decoded at a time.
         overwrite: Replace files of these names that this command did not write, or that changed since.
         progress: Show a progress bar.
+        intensity_range: What becomes black and white of images with more than 8 bits, as in training: `0,4095` are
+            values, `1%,99%` percentiles of each image; None is `0.1%,99.9%`.
 
     Returns:
         The label PNGs written. Images without prompts, and images of a folder that do not open or cannot be segmented,
@@ -104,6 +107,7 @@ def predict_files(
     if batch < 1 or (grid is not None and grid < 1):
         raise ValueError(f"batch and grid must be 1 or more; got batch {batch}, grid {grid}.")
     check_thresholds(pred_iou_thresh, stability_score_thresh)
+    _check_range(intensity_range)
     folder = OutputFolder(output)
     paths = [Path(image) for image in images]
     files = find_images(paths, folder.path)
@@ -140,7 +144,7 @@ def predict_files(
     def segment() -> Iterator[SegmentedImage]:
         for name in require("tqdm.auto", "Progress").tqdm(todo, unit="image", disable=not progress):
             try:
-                image = _read(files[name])
+                image = _read(files[name], intensity_range)
                 masks, scores = masks_of(name, image)
             except ValueError as error:
                 left_out[name] = str(error) if str(files[name]) in str(error) else f"{files[name]}: {error}"
@@ -249,7 +253,14 @@ def _results_below(folder: Path, output: Path | None) -> set[Path]:
     return {place.relative_to(folder) for place in places if folder in place.parents}
 
 
-def _read(path: Path) -> np.ndarray:
+def _check_range(intensity_range: str | None) -> None:
+    from samparser.data.intensity import chosen
+
+    chosen(intensity_range)
+
+
+def _read(path: Path, intensity_range: str | None) -> np.ndarray:
+    from samparser.data.intensity import chosen
     from samparser.data.readers.images import read_image
 
-    return read_image(path)
+    return read_image(path, chosen(intensity_range))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from samparser._files import remove_abandoned, replacing
+from samparser._files import no_folder, remove_abandoned, replacing
 from samparser._lock import locked
 from samparser._words import count, shortened
 
@@ -35,10 +35,8 @@ class OutputFolder:
         self.path = Path(path)
         self.coco = self.path / "masks.json"
         for folder in (self.path, self.path / "masks", self.path / "overlays"):
-            if folder.is_symlink() and not folder.exists():
-                raise ValueError(f"{folder} is a link to what is not there; remove it, or name another folder.")
-            if folder.exists() and not folder.is_dir():
-                raise ValueError(f"{folder} is a file; name a folder to write to.")
+            if reason := no_folder(folder):
+                raise ValueError(f"{reason}; remove it, or name another folder to write to.")
         self._own = self._read_own()
 
     def label_path(self, name: str) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from samparser._extras import require
 from samparser._untrusted import read_json, shown
 from samparser._words import shortened
 
@@ -85,6 +86,15 @@ def load_sam(
     return model, _load_processor(source, local, model, frame)
 
 
+def in_float32(model: nn.Module) -> nn.Module:
+    """Widen weights in half precision, in which the small steps of a training would be lost; others stay as they are.
+
+    No value changes. The model is changed in place and returned.
+    """
+    half = (torch.float16, torch.bfloat16)
+    return model.float() if any(weight.dtype in half for weight in model.parameters()) else model
+
+
 def _check_source(source: str, folder: Path) -> None:
     if folder.is_file():
         raise ValueError(
@@ -146,6 +156,7 @@ def _load_processor(source: str, local: bool, model: nn.Module, frame: ChosenFra
     family = family_of(model)
     saved = None
     if not local or any((Path(source) / name).is_file() for name in _PROCESSOR_FILES):
+        require("PIL.Image", "The processor of a SAM")
         try:
             saved = family.processor(source, model)
         except Exception as error:

@@ -77,7 +77,9 @@ def segmentation_loss(
     dtype = torch.promote_types(logits.dtype, torch.float32)
     equation = _Equation(lambda_focal, gamma, alpha, dice_smooth)
     with torch.autocast(logits.device.type, enabled=False):
-        total, ce, focal, dice = _Loss.apply(logits, targets, instance_valid, pixel_valid, equation, dtype)
+        # Before the loss: the gradient that it keeps is float32 then, and becomes half precision once a GradScaler has
+        # scaled it. That of one pixel in a million is below float16's smallest number.
+        total, ce, focal, dice = _Loss.apply(logits.to(dtype), targets, instance_valid, pixel_valid, equation)
     return LossTerms(total, ce, focal, dice)
 
 
@@ -100,7 +102,6 @@ class _Loss(torch.autograd.Function):
         instance_valid: Tensor,
         pixel_valid: Tensor | None,
         equation: _Equation,
-        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the whole loss and its three terms; compute the gradient as well where the logits need one."""
         height, width = targets.shape[-2:]
@@ -116,9 +117,10 @@ class _Loss(torch.autograd.Function):
         chosen, number = _chosen(counted)
         scale = 1 / number
         gradient = torch.zeros_like(logits) if ctx.needs_input_grad[0] else None
-        sums = logits.new_zeros(3, dtype=dtype)
+        sums = logits.new_zeros(3)
         for images, rows in (part.unbind(1) for part in chosen.split(max(1, CHUNK_PIXELS // max(1, height * width)))):
-            x, t = logits[images, rows].to(dtype), targets[images, rows].to(dtype)
+            x = logits[images, rows]
+            t = targets[images, rows].to(x.dtype)
             weight = None if pixel_valid is None else pixel_valid[images]
             left_out = None if on_host else ~counted[images, rows][:, None, None]
             if left_out is not None:
@@ -132,7 +134,7 @@ class _Loss(torch.autograd.Function):
                 slope = None if slope is None else slope.masked_fill_(left_out, 0)
             sums += terms.sum(1)
             if gradient is not None and slope is not None:
-                gradient[images, rows] = (_gathered(slope, gradient.shape[-2:]) * scale).to(gradient.dtype)
+                gradient[images, rows] = _gathered(slope, gradient.shape[-2:]) * scale
         ce, focal, dice = (sums * scale).unbind()
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(ce, focal, dice)
@@ -144,7 +146,7 @@ class _Loss(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError("segmentation_loss has no second derivative: call backward without create_graph=True.")
         (gradient,) = ctx.saved_tensors
-        return (gradient * total.to(gradient.dtype), None, None, None, None, None)
+        return gradient * total, None, None, None, None
 
 
 def _chosen(counted: Tensor) -> tuple[Tensor, Tensor | int]:

@@ -10,15 +10,17 @@ import torch
 from accelerate import PartialState
 from torch import nn
 from torch.utils.data import ConcatDataset
-from transformers import TrainingArguments
 
 from samparser.data.flips import Flipped
 from samparser.features.cache import FeatureCache
+from samparser.features.precision import DTYPES
 from samparser.sam.families import family_of
 from samparser.sam.wrapped import plain_model
 from samparser.tuner import SVDCoefficientLayer
 
 from .settings import TrainSettings
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def open_cache(model: nn.Module, processor: Any, settings: TrainSettings) -> FeatureCache | None:
@@ -30,9 +32,16 @@ def open_cache(model: nn.Module, processor: Any, settings: TrainSettings) -> Fea
     if settings.cache is None:
         return None
     projection = _first_layer(model).projection() if settings.cache_projected else None
-    dtype = torch.float32 if settings.cache_dtype == "fp32" else torch.float16
     return FeatureCache(
-        settings.cache, model, processor, dtype=dtype, projection=projection, limit_gb=settings.cache_limit_gb
+        settings.cache,
+        model,
+        processor,
+        dtype=DTYPES[settings.cache_dtype],
+        projection=projection,
+        limit_gb=settings.cache_limit_gb,
+        batch=settings.cache_batch,
+        autocast=None if settings.cache_autocast is None else _AUTOCAST[settings.cache_autocast],
+        shards=settings.cache_shards,
     )
 
 
@@ -45,7 +54,7 @@ def images_of(train_set: Any, eval_set: Any, settings: TrainSettings, also: Any 
 
 @contextmanager
 def fed_from(
-    cache: FeatureCache | None, model: nn.Module, processor: Any, images: Any, arguments: TrainingArguments
+    cache: FeatureCache | None, model: nn.Module, processor: Any, images: Any, arguments: TrainSettings
 ) -> Iterator[Any]:
     """Yield the processor to train with: the model's own, or that of the cache once it is full.
 
@@ -57,7 +66,13 @@ def fed_from(
         return
     model.to(arguments.device)
     rank, world = arguments.process_index, arguments.world_size
-    cache.fill(images, process=(rank, world), progress=not arguments.disable_tqdm)
+    cache.fill(
+        images,
+        process=(rank, world),
+        workers=arguments.dataloader_num_workers,
+        context=arguments.dataloader_multiprocessing_context,
+        progress=not arguments.disable_tqdm,
+    )
     PartialState().wait_for_everyone()
     projected = [_first_layer(model)] if cache.form == "projection" else []
     with cache.feeding() as fed:

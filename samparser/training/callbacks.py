@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import ProgressCallback, TrainerCallback
 
 from .checkpoints import mark_complete
@@ -55,7 +56,8 @@ class CheckpointMark(TrainerCallback):
             state.best_model_checkpoint = str(self.folder / Path(state.best_model_checkpoint).name)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write the mark; the trainer has waited for the other processes before it calls this."""
+        """Write the mark, once the last process has written what it keeps of its own, the state of its generators."""
+        PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             mark_complete(self.folder / f"checkpoint-{state.global_step}")
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.integrations import get_reporting_integration_callbacks
 
@@ -55,8 +59,34 @@ def check_request(
     if settings.fp16 and settings.device.type == "cpu":
         # accelerate has no fp16 autocast on a CPU and would train in fp32 without a word.
         raise ValueError("fp16 needs a GPU; on a CPU train in fp32 (leave it out) or with bf16.")
+    _refuse_half(model, settings)
+    _check_compiler(settings)
     refuse_sharding(settings.deepspeed_plugin)
     check_loggers(settings)
+
+
+def _refuse_half(model: nn.Module, settings: TrainSettings) -> None:
+    dtypes = {weight.dtype for weight in model.parameters()} & {torch.float16, torch.bfloat16}
+    half = {str(dtype).removeprefix("torch.") for dtype in dtypes}
+    if half and not (settings.bf16 or settings.fp16):
+        raise ValueError(
+            f"This model has weights in {' and '.join(sorted(half))}, in which the small steps of a training are lost. "
+            "Widen it before a method is applied: model.float(), which changes no value. To compute in half precision, "
+            "give bf16."
+        )
+
+
+def _check_compiler(settings: TrainSettings) -> None:
+    """Refuse to compile for a CPU without a C++ compiler now, not after the cache has been filled."""
+    if not settings.torch_compile or settings.torch_compile_backend != "inductor" or settings.device.type != "cpu":
+        return
+    compiler = os.environ.get("CXX", {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++"))
+    if shutil.which(compiler) is None:
+        raise ValueError(
+            f"torch_compile translates the model to C++ on a CPU, and the compiler {compiler} is not there. Install "
+            "one, name one in the environment variable CXX, or leave torch_compile out. torch_compile_backend "
+            "aot_eager needs none, and makes nothing faster."
+        )
 
 
 def check_loggers(settings: TrainSettings) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import EarlyStoppingCallback, IntervalStrategy, PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
+from samparser._files import filling_folder
 from samparser._memory import TRAINING, advising
 from samparser._untrusted import read_json
 from samparser.data.flips import RandomlyFlipped
@@ -31,6 +32,7 @@ from .checks import check_request
 from .choosing_terms import choose_terms, keep_choice
 from .eval_settings import EvalSettings
 from .hub import push_adapter
+from .processes import agreed
 from .report import write_results
 from .run_folder import RunFolder
 from .score_before import ScoreBefore, scores_before
@@ -65,7 +67,8 @@ class TrainResult:
 
 
 def _default_save(model: nn.Module, folder: Path) -> None:
-    model.save_pretrained(folder)  # type: ignore[operator]
+    with filling_folder(folder) as stage:
+        model.save_pretrained(stage)  # type: ignore[operator]
 
 
 def train(
@@ -133,6 +136,8 @@ def train(
         "prompts": asdict(prompts),
         "evaluation": asdict(eval_settings),
         **({} if also is None else {"also_images": len(also)}),
+        # As many images a step as there are processes: with others it is another run.
+        **({} if settings.world_size == 1 else {"processes": settings.world_size}),
     }
     first_process = int(os.environ.get("RANK", "0")) == 0
     with ExitStack() as held:
@@ -248,9 +253,12 @@ def _run(
     trainer: SamTrainer, folder: RunFolder, *, resume: bool, first_process: bool
 ) -> tuple[Mapping[str, float], ScoreTable | None]:
     """Train, from the last whole checkpoint on when `resume` is set, and score the result."""
-    needs_best = trainer.args.load_best_model_at_end
-    checkpoint = last_whole(folder.checkpoints, needs_best=needs_best, warn=first_process) if resume else None
-    trainer.accelerator.wait_for_everyone()
+    checkpoint = None
+    if first_process and resume:
+        needs_best = trainer.args.load_best_model_at_end
+        checkpoint = last_whole(folder.checkpoints, needs_best=needs_best, warn=True)
+    # The others read nothing before the first process has made the folder ready and chosen.
+    checkpoint = agreed(checkpoint, folder)
     if first_process:
         set_aside(folder.checkpoints, checkpoint)
         # -1: a run without a checkpoint begins anew, before the row of step 0.

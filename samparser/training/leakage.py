@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import filecmp
+import os
+import stat
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -26,33 +29,40 @@ def shared_image(train_set: Any, eval_set: Any, most: int = 20) -> tuple[str, st
     for name, index in shared[:most]:
         if np.array_equal(train_set[places[name]].image, eval_set[index].image):
             return name, name
-    return _shared_file(_files(train_set), _files(eval_set))
+    return _shared_file(train_set, eval_set)
 
 
-def _shared_file(train: dict[str, Path], scored: dict[str, Path]) -> tuple[str, str] | None:
+def _shared_file(train_set: Any, eval_set: Any) -> tuple[str, str] | None:
+    """Compare files of one size by a part of each, which is read once, and in full where that is the same."""
     by_size = defaultdict(list)
-    for name, path in train.items():
-        by_size[path.stat().st_size].append((name, path))
-    probes: dict[Path, bytes] = {}
-    for name, path in scored.items():
-        for other, twin in by_size.get(path.stat().st_size, ()):
+    for name, path, size in _files(train_set):
+        by_size[size].append((name, path))
+    parts: dict[str, bytes] = {}
+    for name, path, size in _files(eval_set):
+        for other, twin in by_size.get(size, ()):
             for one in (path, twin):
-                probes.setdefault(one, _probe(one))
-            if probes[path] == probes[twin] and filecmp.cmp(path, twin, shallow=False):
+                if one not in parts:
+                    parts[one] = _part(one, size)
+            if parts[path] == parts[twin] and filecmp.cmp(path, twin, shallow=False):
                 return other, name
     return None
 
 
-def _files(dataset: Any) -> dict[str, Path]:
-    """Return the image file of each sample, for sets whose samples are named by their file below `root`."""
+def _files(dataset: Any) -> Iterator[tuple[str, str, int]]:
+    """Yield name, path and bytes of each image file, for sets whose samples are named by their file below `root`."""
     root = getattr(dataset, "root", None)
     if root is None:
-        return {}
+        return
     folder = root if root.is_dir() else root.parent
-    return {name: folder / name for name in dataset.names if (folder / name).is_file()}
+    for name in dataset.names:
+        path = os.path.join(folder, name)
+        with suppress(OSError, ValueError):
+            state = os.stat(path)
+            if stat.S_ISREG(state.st_mode):
+                yield name, path, state.st_size
 
 
-def _probe(path: Path) -> bytes:
+def _part(path: str, size: int) -> bytes:
     with open(path, "rb") as file:
-        file.seek(path.stat().st_size // 2)
+        file.seek(size // 2)
         return file.read(_PROBE)

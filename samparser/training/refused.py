@@ -13,7 +13,7 @@ _HUB = "the adapter of the finished run is uploaded once; leave it out."
 _FLAGS = "`train` always trains, and scores where it has validation images; leave it out."
 _SHARDED = (
     "the adapter and the scores need whole weights in one process, and what is trained is small: leave it out and "
-    "start one process per GPU with `accelerate launch` (DDP)."
+    "start one process per GPU with `accelerate launch` (DDP), which takes the same steps."
 )
 
 REFUSED: dict[str, str] = {
@@ -84,7 +84,8 @@ def refuse_inherited(settings: Any, given: set[str]) -> None:
         if lone:
             raise ValueError(f"{lone[0]} says how to upload the adapter; give push_to_hub as well, or leave it out.")
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes"):
-        raise ValueError(f"accelerate was told to use FSDP: {_SHARDED}")
+        # On a CPU accelerate would take DDP without a word.
+        raise ValueError(f"accelerate was told to use FSDP (distributed_type, use_fsdp): {_SHARDED}")
 
 
 def _is_empty(value: Any) -> bool:

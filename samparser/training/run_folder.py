@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samparser._files import write_text
+from samparser._files import no_folder, write_text
 from samparser._lock import LOCK, FolderLocked, locked
 from samparser._untrusted import read_json
 from samparser.drawing.plots import read_log
@@ -194,8 +194,8 @@ class RunFolder:
 
     def _there(self) -> dict[str, Any] | None:
         """Return the settings of the run that the folder holds, or None where it is empty or not there."""
-        if self.path.exists() and not self.path.is_dir():
-            raise RunFolderError(f"{self.path} is a file; choose another output folder.")
+        if reason := no_folder(self.path):
+            raise RunFolderError(f"{reason}; choose another output folder.")
         if not self.settings.is_file():
             if self.path.is_dir() and not all(self._is_of_a_beginning(path) for path in self.path.iterdir()):
                 raise RunFolderError(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +15,7 @@ from transformers.trainer_utils import SaveStrategy
 from transformers.training_args import OptimizerNames
 
 from samparser._options import option
+from samparser.features.precision import DTYPES
 
 from .refused import refuse_inherited
 
@@ -40,6 +42,7 @@ MAY_DIFFER = frozenset(
             "allow_shared",
             "cache",
             "cache_limit_gb",
+            "cache_shards",
             "torch_empty_cache_steps",
         ),
         *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
@@ -52,12 +55,26 @@ MAY_DIFFER = frozenset(
 )
 
 
+# More images or steps than anybody has, and few enough for every counter below us.
+_MOST = 2**31 - 1
+
+# What each of these is where it says nothing, so that without a cache it needs no word.
+OF_A_CACHE = {
+    "cache_projected": False,
+    "cache_limit_gb": None,
+    "cache_batch": 1,
+    "cache_autocast": None,
+    "cache_shards": None,
+}
+
 _CHOICES = {
     "recipe": [*RECIPES],
     "optim": ["adam", *(choice.value for choice in OptimizerNames)],
     "lr_scheduler_type": [choice.value for choice in SchedulerType],
     "eval_strategy": [choice.value for choice in IntervalStrategy],
     "metric_for_best_model": ["miou", "f1"],
+    "cache_dtype": [*DTYPES],
+    "cache_autocast": [None, "bf16", "fp16"],
 }
 
 
@@ -136,11 +153,28 @@ class TrainSettings(TrainingArguments):
         "6.3 MB per image in fp16 for SAM ViT-B at 1024 pixels, and as much again for flips.",
         None,
     )
-    cache_dtype: Literal["fp16", "fp32"] = option(
-        "Precision of cached features: fp16 rounds to 11 bits, fp32 is exact at twice the size.", "fp16"
+    cache_dtype: Literal["fp16", "fp32", "int8"] = option(
+        "Precision of cached features: fp16 rounds to 11 bits, fp32 is exact at twice the size, int8 takes half of it "
+        "with a scale for each channel of each image.",
+        "fp16",
     )
     cache_projected: bool = option(
         "Cache what comes after the frozen basis of the neck's first layer: a third of the size for ViT-B.", False
+    )
+    cache_batch: int = option(
+        "Images that the encoder takes at a time to fill the cache; more than one may change the last bits of "
+        "features. dataloader_num_workers processes read and resize meanwhile.",
+        1,
+    )
+    cache_autocast: Literal["bf16", "fp16"] | None = option(
+        "Fill the cache under autocast to this type; its error is measured on the first images and printed. Not given: "
+        "the model's own precision.",
+        None,
+    )
+    cache_shards: int | None = option(
+        "Put the features of so many images in one file, for disks that are slow with many files; not given: one file "
+        "for each. Read are both.",
+        None,
     )
     cache_limit_gb: float | None = option("Refuse to cache more than so many gigabytes; not given: no limit.", None)
     seed: int = option("Seed of the order of images, of the prompts and of everything random.", 0)
@@ -198,7 +232,7 @@ class TrainSettings(TrainingArguments):
     def _check_choices(self) -> None:
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; known are {', '.join(known)}.")
+                raise ValueError(f"{name} is {getattr(self, name)!r}; known are {', '.join(map(str, known))}.")
 
     def _fill_from_recipe(self) -> None:
         for name, value in RECIPES[self.recipe].items():
@@ -210,13 +244,13 @@ class TrainSettings(TrainingArguments):
     def _check_values(self) -> None:
         for name in ("learning_rate", "coefficient_lr", "num_train_epochs", "cache_limit_gb", "eval_steps"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}; it must be greater than 0.")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; it must be greater than 0, and finite.")
         for name in ("weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name} is {value}; it must not be negative.")
-        at_least_one = ("per_device_train_batch_size", "gradient_accumulation_steps")
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}; it must not be negative, and finite.")
+        at_least_one = ("per_device_train_batch_size", "gradient_accumulation_steps", "cache_batch", "cache_shards")
         if self.expansion_images < 2:
             raise ValueError(
                 f"expansion_images is {self.expansion_images}; one half chooses and the other measures, so it must be "
@@ -224,14 +258,17 @@ class TrainSettings(TrainingArguments):
             )
         for name in (*at_least_one, "logging_steps", "early_stopping_patience", "eval_limit"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1.")
-        if self.max_steps == 0 or self.max_steps < -1:
+            if value is not None and not 1 <= value <= _MOST:
+                raise ValueError(f"{name} is {value}; it must be at least 1, and at most {_MOST:,}.")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}; it must lie between 0 and 2**32 - 1.")
+        if self.max_steps == 0 or not -1 <= self.max_steps <= _MOST:
             raise ValueError(f"max_steps is {self.max_steps}; give a number of steps, or -1: as long as the epochs.")
         if self.lambda_focal is None or not 0 <= self.lambda_focal <= 1:
             raise ValueError(f"lambda_focal is {self.lambda_focal}; it must lie between 0 and 1.")
-        if self.cache is None and (self.cache_projected or self.cache_limit_gb is not None):
-            raise ValueError("cache_projected and cache_limit_gb say how to cache; give the folder, cache, as well.")
+        chosen = [name for name, unused in OF_A_CACHE.items() if getattr(self, name) != unused]
+        if self.cache is None and chosen:
+            raise ValueError(f"Without a cache {', '.join(chosen)} cannot be honoured; give the folder, cache, too.")
         if self.save_total_limit is not None and self.save_total_limit < 2:
             raise ValueError(
                 f"save_total_limit is {self.save_total_limit}; at least 2, so that a run killed while it writes one "

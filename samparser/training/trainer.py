@@ -26,13 +26,31 @@ _PROMPTS = ("input_boxes", "input_points", "input_labels")
 def mask_logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     """Return one mask per prompt, as logits of shape (B, N, h, w) at the decoder's resolution.
 
+    The model is called once. From features, images with unequal numbers of prompts cost no more than these: the prompts
+    of all images are decoded in a row, and what fills the batch up is not. Its logits are zero then.
+
     Args:
         model: A model of a SAM family or a wrapper with its forward signature.
         batch: `pixel_values` (B, 3, S, S), or features of a cache, and `input_boxes` (B, N, 4) or `input_points`
-            (B, N, P, 2) with `input_labels` (B, N, P), coordinates in the input frame.
+            (B, N, P, 2) with `input_labels` (B, N, P), coordinates in the input frame; with features also
+            `prompt_rows`, as `collate` gives them.
     """
     prompts = {name: batch[name] for name in _PROMPTS if name in batch}
-    return model(pixel_values=batch["pixel_values"], multimask_output=False, **prompts).pred_masks[:, :, 0]
+    rows = {"prompt_rows": batch["prompt_rows"]} if _may_be_in_a_row(model, batch) else {}
+    logits = model(pixel_values=batch["pixel_values"], multimask_output=False, **prompts, **rows).pred_masks[:, :, 0]
+    size = next(iter(prompts.values())).shape[:2]
+    if logits.shape[:2] == size:
+        return logits
+    filled = logits.new_zeros(size.numel(), *logits.shape[2:])
+    return filled.index_copy(0, batch["prompt_rows"], logits[:, 0]).unflatten(0, size)
+
+
+def _may_be_in_a_row(model: nn.Module, batch: dict[str, Any]) -> bool:
+    """Return whether prompts may go one after another: some rows are filled up, and the model works from features."""
+    # nn.DataParallel deals the rows of every tensor out to its devices.
+    if not isinstance(batch["pixel_values"], tuple) or isinstance(model, nn.DataParallel):
+        return False
+    return "prompt_rows" in batch and 0 < batch["prompt_rows"].numel() < batch["instance_valid"].numel()
 
 
 def batch_loss(logits: Tensor, batch: dict[str, Any], settings: TrainSettings) -> LossTerms:
@@ -138,7 +156,8 @@ class SamTrainer(Trainer):
         if model.training:  # transformers puts the whole model in training mode before each step
             for part in self._frozen:
                 part.eval()
-        logits = mask_logits(model, inputs)
+        with self.accelerator.autocast():  # accelerate wraps the forward, and features are embedded in a hook before it
+            logits = mask_logits(model, inputs)
         terms = batch_loss(logits, inputs, self.args)
         for name in ("ce", "focal", "dice"):
             self._terms[name] = self._terms.get(name, 0) + getattr(terms, name).detach()

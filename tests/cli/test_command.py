@@ -265,6 +265,26 @@ def test_push_uploads_the_adapter_folder_and_nothing_else(tmp_path, monkeypatch,
     assert calls == []
 
 
+def test_a_push_that_does_not_reach_the_hub_says_what_to_look_at(tmp_path, monkeypatch, capsys):
+    class OtherPackagesError(Exception):
+        pass
+
+    class FakeApi:
+        def create_repo(self, repo, **options):
+            raise OtherPackagesError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeApi)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert main(["push", str(tmp_path), "somebody/cells"]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path} was not uploaded to somebody/cells (OtherPackagesError: Name or service not known)" in said
+    assert "`hf auth login` asks for a token" in said
+    assert "did not foresee" not in said
+    monkeypatch.undo()
+    assert main(["push", str(tmp_path), "../cells"]) == 2
+    assert "error: Repo id must use alphanumeric chars" in capsys.readouterr().err
+
+
 def test_push_names_the_base_model_and_not_where_it_lies_here(tmp_path, monkeypatch, capsys):
     uploaded = {}
 

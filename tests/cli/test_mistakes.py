@@ -107,7 +107,7 @@ def one_image_in_two_splits(data: Path) -> None:
 
 
 def no_coco(data: Path) -> None:
-    (data / "annotations" / "instances_train.json").write_text('{"shapes": []}')
+    (data / "annotations" / "instances_train.json").write_text('{"info": []}')
 
 
 def cut_off(data: Path) -> None:
@@ -264,6 +264,38 @@ def test_results_never_go_where_other_files_are(failing, tiny_sam_folder, toy_co
     assert "is not empty" in failing("merge", adapter, tmp_path / "mine")
     assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
     assert file.read_text() == "years"
+
+
+def test_scores_replace_those_of_an_earlier_evaluation_and_nothing_else(failing, tiny_sam_folder, adapter, toy_coco):
+    run = adapter.parent
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    said = failing("evaluate", tiny_sam_folder, "--data", toy_coco, "--output", run)
+    assert "settings.json" in said
+    assert "which `samparser evaluate` did not write and would replace; name another folder" in said
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+    words = ["evaluate", tiny_sam_folder, "--data", toy_coco, "--limit_images", 1, "--output", run.parent / "scores"]
+    for _ in range(2):
+        assert main([str(word) for word in words]) == 0
+    (run.parent / "scores" / "settings.json").unlink()
+    assert "scores.csv, " in failing(*words)
+
+
+def test_an_output_that_can_be_no_folder_is_named_first(failing, tiny_sam_folder, toy_coco, adapter, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    picture = toy_coco / "val" / "val-000.png"
+    for out, reason in ((tmp_path / "file" / "x", "file is a file"), (tmp_path / "link", "link is a link to what is")):
+        for command in (
+            training(tiny_sam_folder, toy_coco, out),
+            ("evaluate", tiny_sam_folder, "--data", toy_coco, "--output", out),
+            ("predict", tiny_sam_folder, picture, "--grid", 2, "--output", out),
+            ("merge", adapter, out),
+            ("inspect", adapter, "--output", out),
+        ):
+            assert reason in failing(*command)
+        cached = training(tiny_sam_folder, toy_coco, tmp_path / "run")
+        assert reason in failing(*cached, "--method", "samparser-coefficients", "--cache", out)
+    assert sorted(os.listdir(tmp_path)) == ["file", "link"]
 
 
 def test_a_contact_sheet_that_is_no_picture_is_refused_before_anything_is_read(capsys, tmp_path, data):

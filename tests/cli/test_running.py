@@ -107,6 +107,11 @@ def test_errors_that_only_a_fault_of_ours_can_cause_are_not_blamed_on_the_input(
     assert "Traceback" not in message
 
 
+def test_a_message_does_not_steer_the_terminal(ending_with):
+    _, message = ending_with(ValueError("images/\x1b[2Ja.png\rsamparser\nsecond line"))
+    assert "error: images/\\x1b[2Ja.png\\rsamparser\nsecond line\n" in message
+
+
 def test_a_type_error_that_we_raise_ourselves_is_a_message_for_the_user(capsys, monkeypatch):
     from samparser.prediction import predict
 

@@ -6,7 +6,7 @@ from statistics import fmean
 
 import pytest
 
-from samparser.compare import Column, ExperimentError, Report, compare, markdown, parse_experiment, select, workers
+from samparser.compare import Column, ExperimentError, Report, compare, markdown, parse_experiment, select, tasks
 from samparser.compare.also import refuse_trained_on
 from samparser.compare.statistics import paired_difference
 from samparser.compare.workspace import Workspace
@@ -111,7 +111,7 @@ def test_without_a_row_that_trains_nothing_the_untuned_model_is_scored_once(
     finished, with_also, root, tmp_path, monkeypatch
 ):
     shutil.copytree(finished[0], tmp_path / "small")
-    monkeypatch.setattr(workers, "run_cell", None)
+    monkeypatch.setattr(tasks, "run_cell", None)
     lines = []
     alone = select(with_also, data=None, rows=["decoder"], seeds=None)
     report = compare(alone, output=tmp_path / "small", data_root=root, cost=False, say=lines.append)

@@ -5,7 +5,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from samparser.compare import CellError, ExperimentError, cell, compare, parse_experiment, run, select, store, workers
+from samparser.compare import (
+    CellError,
+    ExperimentError,
+    cell,
+    compare,
+    parse_experiment,
+    run,
+    select,
+    store,
+    tasks,
+    workers,
+)
 from samparser.scoring.table import ScoreTable
 
 CELLS = {
@@ -34,13 +45,13 @@ def copied(finished, tmp_path):
 def ran(monkeypatch):
     """The names of the cells that are run, in order."""
     names = []
-    original = workers.run_cell
+    original = tasks.run_cell
 
     def counting(workspace, cell, rates):
         names.append(cell.name)
         return original(workspace, cell, rates)
 
-    monkeypatch.setattr(workers, "run_cell", counting)
+    monkeypatch.setattr(tasks, "run_cell", counting)
     return names
 
 
@@ -145,14 +156,14 @@ def test_a_cell_that_fails_is_named_and_what_is_finished_is_kept(copied, experim
     for seed in (0, 1):
         (copied / "results" / f"toy--decoder--seed{seed}.json").unlink()
         shutil.rmtree(copied / "runs" / f"toy--decoder--seed{seed}")
-    original = workers.run_cell
+    original = tasks.run_cell
 
     def failing(workspace, cell, rates):
         if cell.number == 1:
             raise RuntimeError("the lights went out")
         return original(workspace, cell, rates)
 
-    monkeypatch.setattr(workers, "run_cell", failing)
+    monkeypatch.setattr(tasks, "run_cell", failing)
     with pytest.raises(CellError, match=r"toy, decoder, seed 1 failed: RuntimeError: the lights went out") as error:
         compare(experiment, output=copied, data_root=data_root, cost=False, say=lambda line: None)
     assert "toy--decoder--seed1.log" in str(error.value)
@@ -192,7 +203,7 @@ def test_two_processes_give_what_one_gives(copied, experiment, data_root):
 
 def test_costs_are_measured_once_and_stand_on_the_page(copied, experiment, data_root, monkeypatch):
     # In this process: starting one takes longer than the measurement.
-    monkeypatch.setattr(workers.Workers, "_alone", lambda self, row: workers.do(self.workspace, row, {}))
+    monkeypatch.setattr(workers.Workers, "_measured_alone", lambda self, row: tasks.do(self.workspace, row, {}))
     report = compare(experiment, output=copied, data_root=data_root, say=lambda line: None)
     assert list(report.costs) == ["zero-shot", "decoder", "samparser"]
     ours, decoder, nothing = (report.costs[name] for name in ("samparser", "decoder", "zero-shot"))
@@ -201,7 +212,7 @@ def test_costs_are_measured_once_and_stand_on_the_page(copied, experiment, data_
     assert nothing["macs"]["step"] == nothing["macs"]["forward"] == decoder["macs"]["forward"]
     assert 0.1 < ours["step_ratio"] < 10
     assert "## Cost" in (copied / "small.md").read_text("utf-8")
-    monkeypatch.setattr(workers.Workers, "_alone", lambda self, row: pytest.fail("measured again"))
+    monkeypatch.setattr(workers.Workers, "_measured_alone", lambda self, row: pytest.fail("measured again"))
     again = compare(experiment, output=copied, data_root=data_root, say=lambda line: None)
     assert again.costs == report.costs
 

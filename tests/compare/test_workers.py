@@ -10,19 +10,20 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from samparser.compare import CellError, workers
+from samparser.compare import CellError, on_pool, tasks, workers
 from samparser.compare.plan import Cell
 
 CELLS = [Cell("toy", "decoder", "seed", number) for number in range(4)]
 
 
 @pytest.fixture
-def two_threads(monkeypatch):
+def two_threads(monkeypatch, tmp_path):
     """Workers whose tasks are a function of the test, in threads instead of processes."""
 
     def make(work):
-        monkeypatch.setattr(workers, "_work", work)
-        monkeypatch.setattr(workers.Workers, "_make_pool", lambda self, processes, one_thread: ThreadPoolExecutor(2))
+        monkeypatch.setattr(on_pool, "_work", work)
+        monkeypatch.setattr(on_pool, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(2))
+        monkeypatch.setattr(workers.Place, "of", lambda workspace: None)
         crew = workers.Workers(None, 2)
         for cell in CELLS:
             crew.add(cell)
@@ -71,16 +72,16 @@ def test_tasks_added_while_results_are_read_are_run(two_threads):
 
 
 def test_what_fails_while_a_process_starts_is_told_with_the_task(monkeypatch, experiment, tmp_path):
-    monkeypatch.setattr(workers, "_workspace", None)
-    monkeypatch.setattr(workers, "_place", (experiment, tmp_path, tmp_path, None))
+    monkeypatch.setattr(on_pool, "_workspace", None)
+    monkeypatch.setattr(on_pool, "_place", tasks.Place(experiment, tmp_path, tmp_path, None))
     for error in (MemoryError("no room"), SystemExit(0)):
 
         def fail(*_, error=error):
             raise error
 
-        monkeypatch.setattr(workers, "Workspace", fail)
+        monkeypatch.setattr(tasks, "Workspace", fail)
         with pytest.raises(CellError, match=rf"toy, decoder, seed 0 failed: {type(error).__name__}: "):
-            workers._work(CELLS[0], {})
+            on_pool._work(CELLS[0], {})
 
 
 @pytest.mark.skipif(os.name == "nt", reason="process groups of POSIX")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from samparser.data import DataSettings, detect_layout, open_dataset
+from samparser.data import DataSettings, convert_dataset, detect_layout, open_dataset
 from samparser.data_check import check_dataset
 from tests.data.files import full_mask
 
@@ -122,3 +122,22 @@ def test_the_layout_of_real_sets_is_found(real_data, folder, layout):
 def test_the_same_tile_in_train_and_test_is_found(real_data):
     report = check_dataset(DataSettings(data=str(real_data / "whu")), progress=False)
     assert any("more than one split" in text for text in report.warnings)
+
+
+@pytest.mark.parametrize("to", ["coco", "yolo", "labelme", "cvat", "labelstudio", "voc"])
+@pytest.mark.parametrize(("folder", "split"), [("nuclei", "test"), ("buildings", "val")])
+def test_real_masks_come_back_from_every_format_as_they_were(real_data, tmp_path, folder, split, to):
+    settings = DataSettings(data=str(real_data / folder), limit=4)
+    result = convert_dataset(settings, tmp_path / to, to, files="link", progress=False)
+    before, after = open_dataset(settings, split), opened(tmp_path / to, split)
+    assert (len(after), result.images[split], dict(result.lost)) == (len(before), len(before), {})
+
+    def objects(dataset):
+        return {
+            sample.image.tobytes(): sorted(
+                (dataset.classes[i.class_id], i.box, i.mask.tobytes()) for i in sample.instances
+            )
+            for sample in dataset
+        }
+
+    assert objects(after) == objects(before)

@@ -115,11 +115,3 @@ def test_the_fine_tuning_recipe_writes_a_run(tmp_path, monkeypatch, toy_coco, ti
 
 def test_the_fine_tuning_recipe_is_short():
     assert len((EXAMPLES / "finetune.py").read_text().splitlines()) < 120
-
-
-@pytest.mark.parametrize("name", ["cpu_trial.yaml", "one_gpu.yaml", "several_gpus.yaml", "two_cpu_processes.yaml"])
-def test_launch_files_are_read_by_accelerate(name):
-    from accelerate.commands.config.config_args import load_config_from_file
-
-    config = load_config_from_file(str(EXAMPLES / "launch" / name))
-    assert config.num_processes == (1 if name in ("cpu_trial.yaml", "one_gpu.yaml") else 2)

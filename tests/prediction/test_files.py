@@ -372,3 +372,23 @@ def test_images_that_lie_in_the_output_folder_are_found_and_its_results_are_not(
             "masks/sub/b.png",
             "masks/sub/c.png",
         ]
+
+
+def test_deep_images_are_shown_in_the_stated_range(tiny_sam, tiny_processor, tmp_path):
+    values = np.full((30, 40), 1000, dtype=np.uint16)
+    values[:5] = 3000
+    Image.fromarray(values).save(tmp_path / "a.png")
+    boxes = write(tmp_path / "boxes.json", {"a.png": [[30, 20, 40, 30]]})
+    expected = {None: 255, "1000,5000": 128, "0%,100%": 255}
+    for number, (text, bright) in enumerate(expected.items()):
+        out = tmp_path / f"out-{number}"
+        given = [tmp_path / "a.png"]
+        predict_files(tiny_sam, tiny_processor, given, out, boxes=boxes, intensity_range=text, progress=False)
+        shown = np.asarray(Image.open(out / "overlays" / "a.png"))[:4]
+        unmarked = np.asarray(Image.open(out / "masks" / "a.png"))[:4] == 0
+        assert (shown[unmarked] == bright).all()
+    with pytest.raises(ValueError, match="intensity_range='5' is not possible"):
+        predict_files(
+            tiny_sam, tiny_processor, given, tmp_path / "no", boxes=boxes, intensity_range="5", progress=False
+        )
+    assert not (tmp_path / "no").exists()

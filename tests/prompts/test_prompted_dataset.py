@@ -175,6 +175,7 @@ def test_an_image_without_instances_gives_an_empty_item(tiny_processor):
         assert data[0]["masks"].shape == (0, S, S)
         batch = collate([data[0]])
         assert batch["instance_valid"].tolist() == [[False]]
+        assert batch["prompt_rows"].tolist() == []
         assert collate([data[0], data[1]])["instance_valid"].tolist() == [[False, False], [True, True]]
 
 
@@ -185,6 +186,7 @@ def test_collate_fills_up_and_says_where(tiny_processor, tiny_sam):
         batch = collate(items)
         assert batch["names"] == ["a", "b"]
         assert batch["instance_valid"].tolist() == [[True, False, False], [True, True, True]]
+        assert batch["prompt_rows"].tolist() == [0, 3, 4, 5]
         for row, item in enumerate(items):
             count = len(item["masks"])
             for name in (key, "masks"):

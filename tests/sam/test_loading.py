@@ -3,6 +3,7 @@
 import ast
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,12 @@ def test_a_path_that_does_not_exist_is_told_from_a_name_on_the_hub(tmp_path):
         load_sam(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"There is no folder \./runs/a/b"):
         load_sam("./runs/a/b")
+
+
+def test_without_the_packages_for_images_the_message_names_their_installation(tiny_sam_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(ImportError, match=r'The processor of a SAM needs PIL, .*: pip install "?pillow'):
+        load_sam(tiny_sam_folder)
 
 
 def test_an_unreachable_hub_is_explained():

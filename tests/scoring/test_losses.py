@@ -180,6 +180,18 @@ def test_an_empty_batch_gives_zero_with_a_gradient_of_zeros(case):
     assert torch.equal(logits.grad, torch.zeros_like(logits))
 
 
+def test_the_gradient_of_float16_logits_is_scaled_before_it_is_float16():
+    # Each of 256 x 256 pixels of 40 instances has a gradient of about 1e-7: less than float16 can tell apart.
+    logits = torch.linspace(-2, 2, 256).repeat(1, 40, 256, 1).half().requires_grad_()
+    targets = torch.zeros(1, 40, 256, 256, dtype=torch.bool)
+    everyone, scale = torch.ones(1, 40, dtype=torch.bool), 2.0**16
+    (segmentation_loss(logits, targets, everyone, lambda_focal=0.5).total * scale).backward()
+    exact = logits.detach().double().requires_grad_()
+    segmentation_loss(exact, targets, everyone, lambda_focal=0.5).total.backward()
+    assert logits.grad.dtype == torch.float16
+    torch.testing.assert_close(logits.grad.double() / scale, exact.grad, rtol=2e-3, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_logits_are_computed_in_float32_also_under_autocast(dtype):
     logits, targets, instance_valid, pixel_valid = random_case(2, shape=(1, 4, 64, 64))

@@ -227,7 +227,7 @@ def test_the_other_set_is_scored_from_cached_features_too(run_also, tmp_path, mo
     # 6 images to train on and 3 of the other set.
     assert len(list((tmp_path / "features").glob("*/??/*.safetensors"))) == 9
     assert cached.forgetting.lost == pytest.approx(from_images.forgetting.lost, abs=1e-3)
-    monkeypatch.setattr(FeatureCache, "encode", None)
+    monkeypatch.setattr(FeatureCache, "encode_pixels", None)
     again, _ = run_also("again", max_steps=2, cache=cache, cache_dtype="fp32")
     assert again.forgetting == cached.forgetting
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -36,15 +38,57 @@ def test_a_run_from_float32_features_ends_where_one_from_images_does(projected, 
     assert not model.get_base_model().vision_encoder.neck.conv1.takes_projection
 
 
+def test_several_cached_images_a_step_train_as_several_images_do(run_tiny, toy_sets, tmp_path, monkeypatch):
+    # Unequal numbers of instances: every other image keeps one of its three.
+    original = type(toy_sets[0]).__getitem__
+
+    def fewer(self, index):
+        sample = original(self, index)
+        return replace(sample, instances=sample.instances[: 1 + 2 * (index % 2)])
+
+    monkeypatch.setattr(type(toy_sets[0]), "__getitem__", fewer)
+    several = {"per_device_train_batch_size": 3, "num_train_epochs": 2}
+    uncached, _ = run_tiny("uncached", **several)
+    cached, _ = run_tiny("cached", **several, cache=str(tmp_path / "features"), cache_dtype="fp32")
+    assert cached.steps == uncached.steps == 4
+    losses = [[row["loss"] for row in rows(result) if "loss" in row] for result in (uncached, cached)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    for name, tensor in adapter_tensors(cached).items():
+        torch.testing.assert_close(tensor, adapter_tensors(uncached)[name], rtol=0, atol=2e-4, msg=name)
+
+
 def test_a_second_run_encodes_nothing(run_tiny, tmp_path, monkeypatch):
     from samparser.features.cache import FeatureCache
 
     cache = str(tmp_path / "features")
     first, _ = run_tiny("first", cache=cache)
-    monkeypatch.setattr(FeatureCache, "encode", None)
+    monkeypatch.setattr(FeatureCache, "encode_pixels", None)
     second, _ = run_tiny("second", cache=cache)
     for name, tensor in adapter_tensors(first).items():
         assert torch.equal(tensor, adapter_tensors(second)[name])
+
+
+def test_shards_that_workers_fill_train_as_files_do(run_tiny, tmp_path):
+    how = {"cache_dtype": "fp32", "num_train_epochs": 2}
+    files, _ = run_tiny("files", cache=str(tmp_path / "files"), **how)
+    more = {"cache_shards": 4, "dataloader_num_workers": 2, "dataloader_multiprocessing_context": "fork"}
+    shards, _ = run_tiny("shards", cache=str(tmp_path / "shards"), **how, **more)
+    assert len(list((tmp_path / "shards").glob("*/shards/*.safetensors"))) == 2
+    assert not list((tmp_path / "shards").glob("*/??/*.safetensors"))
+    for name, tensor in adapter_tensors(files).items():
+        assert torch.equal(tensor, adapter_tensors(shards)[name]), name
+
+
+@pytest.mark.parametrize(
+    "how", [{"cache_dtype": "int8"}, {"cache_dtype": "int8", "cache_projected": True}, {"cache_autocast": "bf16"}]
+)
+def test_coarser_features_keep_the_scores(how, run_tiny, tmp_path):
+    exact, _ = run_tiny("exact", with_eval=True)
+    rounded, _ = run_tiny("rounded", with_eval=True, cache=str(tmp_path / "features"), **how)
+    assert rounded.scores.miou == pytest.approx(exact.scores.miou, abs=0.02)
+    losses = [[row["loss"] for row in rows(result) if "loss" in row] for result in (exact, rounded)]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
 def test_flips_are_trained_on_and_cached_as_further_entries(run_tiny, tmp_path):
@@ -114,8 +158,15 @@ def test_what_cannot_be_cached_is_refused_before_anything_is_written(run_tiny, t
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"cache_projected": True}, "give the folder"), ({"cache": "x", "cache_limit_gb": -1}, "cache_limit_gb is -1")],
-    ids=["without a cache", "negative"],
+    [
+        ({"cache_projected": True}, "cache_projected cannot be honoured; give the folder"),
+        ({"cache_shards": 4, "cache_batch": 2}, "cache_batch, cache_shards cannot be honoured; give the folder"),
+        ({"cache": "x", "cache_limit_gb": -1}, "cache_limit_gb is -1"),
+        ({"cache": "x", "cache_batch": 0}, "cache_batch is 0; it must be at least 1"),
+        ({"cache": "x", "cache_shards": 0}, "cache_shards is 0; it must be at least 1"),
+        ({"cache": "x", "cache_dtype": "bf16"}, "cache_dtype is 'bf16'; known are fp16, fp32, int8"),
+        ({"cache": "x", "cache_autocast": "int8"}, "cache_autocast is 'int8'; known are None, bf16, fp16"),
+    ],
 )
 def test_settings_of_the_cache_are_checked(fields, message):
     with pytest.raises(ValueError, match=message):

@@ -464,6 +464,14 @@ def test_float16_is_refused_on_a_cpu_and_not_ignored(run_tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_in_half_precision_is_refused_with_the_way_out(run_tiny, tiny_processor, toy_sets, tmp_path):
+    model = get_peft_model(make_tiny_sam().half(), SVDCoefficientConfig(target_modules=["neck"]))
+    settings = TrainSettings(output_dir=str(tmp_path / "run"), max_steps=1, report_to="none")
+    with pytest.raises(ValueError, match=r"weights in float16, .* are lost\. .*model\.float\(\)"):
+        train(model, tiny_processor, *toy_sets, settings)
+    assert not (tmp_path / "run").exists()
+
+
 def test_bfloat16_autocast_trains_and_stays_close(run_tiny):
     exact, _ = run_tiny("fp32", max_steps=2)
     half, _ = run_tiny("bf16", max_steps=2, bf16=True)

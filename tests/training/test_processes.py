@@ -7,13 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from samparser.cli import main
-from samparser.training import RunFolder
+from samparser.training import RunFolder, processes
+from samparser.training.run_folder import RunFolderError
 
 from ..conftest import write_toy_coco
 
@@ -100,6 +103,109 @@ def test_two_processes_with_one_image_each_take_the_steps_of_one_process_with_tw
     lost = [json.loads((folder / "forgetting.json").read_text())["points_lost"] for folder in (one, two)]
     assert lost[0] == pytest.approx(lost[1], abs=0.5)
     assert done.stdout.count("Forgetting: on other (val), ") == 1
+
+
+def test_two_processes_train_to_the_bit_as_one_that_gathers_two_images_also_when_one_was_killed_in_between(
+    tiny_sam_folder, toy_coco, tmp_path, capsys
+):
+    more = ("--num_train_epochs", "12", "--eval_strategy", "steps", "--eval_steps", "3", "--flip")
+    one, two = tmp_path / "one", tmp_path / "two"
+    config = Path(__file__).parents[2] / "examples" / "launch" / "two_cpu_processes.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "-m", "samparser.cli"]
+    words = [*arguments(tiny_sam_folder, toy_coco, two, *more), "--cache", str(tmp_path / "shared")]
+    with subprocess.Popen([*launch, *words], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        deadline = time.monotonic() + 120
+        while RunFolder(two).last_checkpoint() is None:
+            assert run.poll() is None, run.stderr.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        (second,) = [child for child in psutil.Process(run.pid).children() if child.environ().get("RANK") == "1"]
+        second.kill()
+        said = run.communicate(timeout=60)[1].decode()
+    assert run.returncode != 0
+    assert not (two / "finished.json").exists(), "the run ended before a process could be killed"
+    assert not (two / ".lock").exists()
+    # The one that is left says it, or is ended before it notices.
+    assert said.count("samparser train: ") == 1, said
+    assert "Another process of this run has ended" in said or "stopped by SIGTERM" in said
+    assert "--resume" in said
+
+    # Another launcher goes on; one process is another run, as it takes half as many images a step.
+    assert main([*words, "--resume"]) == 2
+    assert "processes: 2 there, '(not set)' now" in capsys.readouterr().err
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    done = subprocess.run(
+        [*torchrun, "samparser.cli", *words, "--resume"], env=environment(), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone = [*arguments(tiny_sam_folder, toy_coco, one, *more), "--gradient_accumulation_steps", "2"]
+    assert main([*alone, "--cache", str(tmp_path / "own")]) == 0
+    expected, got = adapter(one), adapter(two)
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert list(RunFolder(two).rows()) == list(RunFolder(one).rows())
+    assert len(list((two / "checkpoints").glob("checkpoint-*/rng_state_1.pth"))) == 2
+
+
+def test_two_processes_say_once_what_is_wrong(tiny_sam_folder, toy_coco, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a file").touch()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    words = arguments(tiny_sam_folder, toy_coco, tmp_path / "full")
+    done = subprocess.run(
+        [*torchrun, "samparser.cli", *words], env=environment(), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("samparser train: error: ") == 1, done.stderr
+    assert "is not empty and holds no run" in done.stderr
+    assert "(process 0 of 2, on " in done.stderr
+
+
+def test_a_process_that_does_not_see_the_run_folder_says_so(tmp_path, monkeypatch):
+    seen, unseen = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "elsewhere")
+    checkpoint = seen.checkpoints / "checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    seen.settings.touch()
+    assert processes.agreed(None, unseen) is None
+    monkeypatch.setattr(processes, "PartialState", lambda: SimpleNamespace(num_processes=2, process_index=1))
+    monkeypatch.setattr(processes, "_SECONDS_TO_SEE", 0)
+    for name, needed in ((None, "settings.json"), ("checkpoint-3", "checkpoint-3")):
+
+        def first_said(names, name=name):
+            names[0] = name
+
+        monkeypatch.setattr(processes, "broadcast_object_list", first_said)
+        assert processes.agreed(None, seen) == (checkpoint if name else None)
+        with pytest.raises(RunFolderError, match=rf"Process 1 of 2, on .*{needed}.*a disk that all machines share"):
+            processes.agreed(None, unseen)
+
+
+def test_fsdp2_of_pytorch_trains_to_the_bit_as_one_process_and_that_of_accelerate_is_refused_by_name(
+    tiny_sam_folder, toy_coco, tmp_path
+):
+    methods = ("decoder", "samparser", "lora")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = [str(Path(__file__).with_name("sharded.py")), str(tiny_sam_folder), *methods]
+    done = subprocess.run([*torchrun, *words], env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == [f"{method}: weights True, masks True, moved True" for method in methods]
+
+    config = tmp_path / "fsdp.yaml"
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nuse_cpu: true\nmixed_precision: 'no'\n"
+        "num_machines: 1\nnum_processes: 2\nfsdp_config:\n  fsdp_version: 2\n"
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "-m", "samparser.cli"]
+    done = subprocess.run(
+        [*launch, *arguments(tiny_sam_folder, toy_coco, tmp_path / "run")],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("samparser train: error: accelerate was told to use FSDP") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_processes_score_to_the_bit_as_one_and_print_once(tiny_sam_folder, toy_coco, tmp_path):

@@ -116,8 +116,8 @@ def test_a_step_of_our_own_never_waits(trainer, resolution):
         step()
     assert not seen.waits
     sent = {what: count for (where, what), count in seen.sent.items() if where != "training/trainer.py:mask_logits"}
-    # Pixels, boxes, masks, which instances and which pixels count.
-    assert sent == {"to": 5}
+    # Pixels, boxes, masks, which instances and which pixels count, and in which rows prompts are.
+    assert sent == {"to": 6}
     # Transformers makes the relative positions of the encoder's attention on the CPU, two for each of its two layers.
     assert seen.sent["training/trainer.py:mask_logits", "index"] == 4
 

@@ -58,6 +58,12 @@ def test_a_value_that_is_given_overrides_the_recipe():
         ("save_strategy", "no", "save_strategy is no; epoch or steps"),
         ("num_train_epochs", float("nan"), "num_train_epochs is nan; it must be greater than 0"),
         ("save_total_limit", 1, "save_total_limit is 1; at least 2"),
+        ("learning_rate", float("inf"), "learning_rate is inf; it must be greater than 0, and finite"),
+        ("weight_decay", float("inf"), "weight_decay is inf; it must not be negative, and finite"),
+        ("seed", -1, "seed is -1; it must lie between 0 and 2**32 - 1"),
+        ("seed", 2**32, "seed is 4294967296; it must lie between 0 and 2**32 - 1"),
+        ("max_steps", 2**70, "max_steps is 1180591620717411303424; give a number of steps"),
+        ("per_device_train_batch_size", 2**70, "it must be at least 1, and at most 2,147,483,647"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_range(field, value, said):
@@ -144,7 +150,10 @@ def test_settings_can_be_copied_with_another_value(fields):
     assert {name: settings.recorded()[name] for name in expected} == expected
 
 
-def test_what_a_release_of_transformers_fills_in_where_nothing_is_sharded_can_be_given():
+def test_what_a_release_of_transformers_fills_in_where_nothing_is_sharded_can_be_given(monkeypatch):
     TrainSettings(fsdp=[], fsdp_config={"min_num_params": 0, "xla": False})
     with pytest.raises(ValueError, match=r"fsdp_config is \{'min_num_params': 5\}: the adapter and the scores need"):
         TrainSettings(fsdp_config={"min_num_params": 5})
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"told to use FSDP \(distributed_type, use_fsdp\): .*DDP\), which takes the"):
+        TrainSettings()

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from samparser._words import count
 
+from ..columns import Column, Texts
+from ..intensity import EACH_BY_ITSELF, Intensity
 from ..sample import DataError, Instance, Sample, Skipped, warn
 from .coco_images import ImageFiles, relative_name
-from .coco_index import CocoImage, index_coco
+from .coco_index import index_coco
 from .images import read_image
 from .reader import class_ids
 from .segmentations import BadMask, NormalisedPolygon, annotation_mask
@@ -27,6 +30,7 @@ class CocoReader:
         root: Names of samples are paths relative to this folder.
         keep: Names of the classes to keep; images without any of them are left out. None keeps all.
         crowds: Keep annotations with iscrowd set; None keeps them where the mark means nothing.
+        intensity: How images of more than 8 bits are shown.
 
     Raises:
         DataError: The file is not COCO's, its annotations name classes or images that it does not list, or none of
@@ -40,22 +44,27 @@ class CocoReader:
         root: Path,
         keep: Sequence[str] | None = None,
         crowds: bool | None = None,
+        intensity: Intensity = EACH_BY_ITSELF,
     ) -> None:
+        self._intensity = intensity
         self._file = file = index_coco(path)
         self.classes = file.categories
         self.skipped: list[Skipped] = []
-        if not file.images:
+        if not len(file.names):
             raise DataError(f"{path} lists no image.")
-        files = ImageFiles([image.file_name for image in file.images], folders)
+        names = list(file.names)
+        files = ImageFiles(names, folders)
         if files.folder is None:
             looked = "\n  ".join(str(folder) for folder in folders)
             raise DataError(
-                f"None of the {len(file.images)} images of {path} was found ({file.images[0].file_name} is the first), "
+                f"None of the {len(names)} images of {path} was found ({names[0]} is the first), "
                 f"nor a file with the end of its name. Looked in\n  {looked}\nName the folder with the images setting."
             )
-        crowd = self._crowd(crowds)
-        self._images, self._numbers = self._pair(files, crowd, class_ids(self.classes, keep))
-        self.names: list[str] = [relative_name(image, root) for image, _ in self._images]
+        self._folder = files.folder
+        self._elsewhere: dict[int, Path] = {}
+        self._group(self._crowd(crowds), class_ids(self.classes, keep))
+        self._find(names, files, chosen=bool(keep))
+        self.names = self._named(names, root)
         repeated = [name for name, times in Counter(self.names).items() if times > 1]
         if repeated:
             raise DataError(
@@ -81,55 +90,69 @@ class CocoReader:
     def _crowd(self, keep: bool | None) -> np.ndarray:
         """Return bool (A,): the annotations that are regions and not objects."""
         file = self._file
+        crowd, runs, brush = file.crowd.values, file.runs.values, file.brush.values
         if keep is not None:
-            return np.zeros_like(file.crowd) if keep else file.crowd
+            return np.zeros_like(crowd) if keep else crowd
         # CVAT sets iscrowd for every brush mask. COCO itself has few crowds, beside many objects.
-        of_brush = file.crowd & file.runs
-        marked = of_brush if of_brush[file.segmented].all() else of_brush & file.brush
+        of_brush = crowd & runs
+        marked = of_brush if of_brush[file.segmented.values].all() else of_brush & brush
         if marked.any():
             warn(
                 f"{file.path} sets iscrowd for {count(int(marked.sum()), 'brush mask')}; they are kept as objects. "
                 f"Set crowds to false to leave them out."
             )
-        return file.crowd & ~marked
+        return crowd & ~marked
 
-    def _pair(
-        self, files: ImageFiles, crowd: np.ndarray, keep: frozenset[int] | None
-    ) -> tuple[list[tuple[Path, CocoImage]], list[np.ndarray]]:
-        """Return the images with an annotation to show, and the numbers of each one's annotations."""
+    def _group(self, crowd: np.ndarray, keep: frozenset[int] | None) -> None:
+        """Sort the annotations that can be shown by their images, and note those that cannot."""
         file = self._file
-        usable = ~crowd & file.segmented
+        image, segmented = file.image.values, file.segmented.values
+        usable = ~crowd & segmented
         for number in np.flatnonzero(~usable).tolist():
-            image = file.images[file.image[number]]
             why = "crowd region" if crowd[number] else "no segmentation, only a box"
-            self.skipped.append(Skipped(f"{image.file_name}: annotation number {number}", why))
-        if len(usable) and not file.segmented.any():
+            self.skipped.append(Skipped(f"{file.names[image[number]]}: annotation number {number}", why))
+        if len(usable) and not segmented.any():
             raise DataError(f"{file.path} has boxes but no segmentations, so there is no mask to learn from.")
-        numbers = np.flatnonzero(usable if keep is None else usable & np.isin(file.category_id, list(keep)))
-        numbers = numbers[np.argsort(file.image[numbers], kind="stable")]
-        bounds = np.searchsorted(file.image[numbers], np.arange(len(file.images) + 1))
-        images, grouped = [], []
-        for n, image in enumerate(file.images):
-            mine = numbers[bounds[n] : bounds[n + 1]]
-            path = files.find(image.file_name)
-            if path is None:
-                self.skipped.append(Skipped(image.file_name, "image file missing"))
-            elif len(mine) == 0:
-                why = "no instance of the chosen classes" if keep else "no instance"
-                self.skipped.append(Skipped(image.file_name, why))
+        numbers = np.flatnonzero(usable if keep is None else usable & np.isin(file.category_id.values, list(keep)))
+        numbers = numbers[np.argsort(image[numbers], kind="stable")]
+        bounds = np.searchsorted(image[numbers], np.arange(len(file.names) + 1))
+        # Annotations _bounds[n] to _bounds[n + 1] of _numbers are those of the file's image n.
+        self._numbers, self._bounds = Column(numbers), Column(bounds)
+
+    def _find(self, names: list[str], files: ImageFiles, *, chosen: bool) -> None:
+        """Choose the images that are there and have an annotation to show."""
+        none_there = "no instance of the chosen classes" if chosen else "no instance"
+        places = []
+        for place, shown in enumerate(np.diff(self._bounds.values).tolist()):
+            name = names[place]
+            if not files.holds(name):
+                path = files.find(name)
+                if path is None:
+                    self.skipped.append(Skipped(name, "image file missing"))
+                    continue
+                self._elsewhere[place] = path
+            if shown:
+                places.append(place)
             else:
-                images.append((path, image))
-                grouped.append(mine)
-        return images, grouped
+                self.skipped.append(Skipped(name, none_there))
+        self._places = Column(np.array(places, dtype=np.int32))
+
+    def _named(self, names: list[str], root: Path) -> Texts:
+        """Return the names of the chosen images relative to the data set's root."""
+        folder = relative_name(self._folder, root)
+        start = "" if folder == "." else f"{folder}/"
+        elsewhere = {place: relative_name(path, root) for place, path in self._elsewhere.items()}
+        return Texts(elsewhere.get(place) or start + names[place] for place in self._places.values.tolist())
 
     def read(self, index: int) -> tuple[Sample, list[Skipped]]:
         """Return sample `index` with its annotations drawn; those that cannot be drawn or are empty are left out."""
-        (path, entry), name = self._images[index], self.names[index]
-        image = read_image(path)
+        place, name = int(self._places.values[index]), self.names[index]
+        image = read_image(self._elsewhere.get(place) or self._folder / self._file.names[place], self._intensity)
         height, width = image.shape[:2]
-        _check_size(entry, height, width, name, self._file.path)
+        _check_size(self._file.size(place), height, width, name, self._file.path)
         instances, skipped, seen, normalised = [], [], set(), []
-        numbers = self._numbers[index]
+        first, last = self._bounds.values[place : place + 2].tolist()
+        numbers = self._numbers.values[first:last]
         for number, annotation in zip(numbers.tolist(), self._file.annotations(numbers), strict=True):
             id = str(annotation.get("id", f"number {number}"))
             if id in seen:
@@ -141,7 +164,7 @@ class CocoReader:
                 normalised += [id] if isinstance(error, NormalisedPolygon) else []
                 skipped.append(Skipped(f"{name}: annotation {id}", str(error)))
                 continue
-            instance = Instance.from_mask(mask, int(self._file.category_id[number]), id)
+            instance = Instance.from_mask(mask, int(self._file.category_id.values[number]), id)
             if instance is None:
                 skipped.append(Skipped(f"{name}: annotation {id}", _why_empty(annotation.get("bbox"), height, width)))
             else:
@@ -154,8 +177,7 @@ class CocoReader:
         return Sample(name, image, tuple(instances)), skipped
 
 
-def _check_size(entry: CocoImage, height: int, width: int, name: str, path: Path) -> None:
-    said = (entry.height, entry.width)
+def _check_size(said: tuple[Any, Any], height: int, width: int, name: str, path: Path) -> None:
     if None in said or said == (height, width):
         return
     if said == (width, height):

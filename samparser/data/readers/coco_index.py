@@ -1,15 +1,15 @@
 """An index of a COCO JSON file that leaves the segmentations on disk.
 
-COCO's instances_train2017.json has 860 thousand annotations; as Python objects they take several GB. Here each
-annotation is parsed once for its few small fields and forgotten, and only its place in the file is kept.
+COCO's instances_train2017.json has 860 thousand annotations; as Python objects they take several GB. Here the file is
+read once, a window at a time; of each annotation its few small fields and its place in the file are kept, as arrays.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
-from collections import Counter
+import time
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,59 +18,33 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from samparser._words import count, shortened
-
+from ..columns import Column, Texts
 from ..sample import DataError
+from .coco_entries import NOT_SET, CocoAnnotation, CocoCategory, CocoIds, CocoImage, Id, packed
+from .coco_whole import read_whole
+from .json_lists import WINDOW, Irregular, Piece, read_lists, spans
 from .paths import check_regular
 
-# Exporters write ids as 7, 7.0, "7" and "007", and some as names.
-Id = int | float | str
-_NOT_SET = (None, 0, False, "", "0", "false", "False")
 _LONG = 1000  # more digits than a number of pixels, or an id that is one, can have; Python reads up to 4300
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_STRING_OR_NOT_FINITE = re.compile(rb'("(?:[^"\\]|\\.)*")|(-?Infinity|NaN)', re.DOTALL)
-
-
-class CocoImage(msgspec.Struct):
-    """An entry of the list of images; `height` and `width` are None where the file does not say."""
-
-    id: Id
-    file_name: Any = None
-    height: Any = None
-    width: Any = None
-    coco_url: str = ""
-
-    def __post_init__(self) -> None:
-        if self.file_name in (None, ""):
-            if not self.coco_url:
-                raise ValueError("Object missing required field `file_name`")
-            self.file_name = "/".join(self.coco_url.split("/")[-2:])  # LVIS names its images by their address alone
-        self.file_name = str(self.file_name)
-        self.height, self.width = _as_side(self.height), _as_side(self.width)
-
-
-class _Category(msgspec.Struct):
-    id: Id
-    name: Any
-
-
-class _Annotation(msgspec.Struct):
-    image_id: Id
-    category_id: Id
-    iscrowd: Any = 0
-    segmentation: msgspec.Raw = msgspec.Raw(b"null")
-    attributes: Any = None
+_DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
+    "images": msgspec.json.Decoder(list[CocoImage]),
+    "annotations": msgspec.json.Decoder(list[CocoAnnotation]),
+    "categories": msgspec.json.Decoder(list[CocoCategory]),
+}
+_SETTLED = 2.0  # seconds: a file that was written just now may be written again without looking changed
 
 
 @dataclass(frozen=True, eq=False)
 class CocoFile:
-    """What `index_coco` finds. A is the number of annotations, in the file's order.
+    """What `index_coco` finds. I is the number of images and A that of annotations, both in the file's order.
 
     Attributes:
         path: The file.
-        images: Its list of images.
+        names: The images' file names, I of them.
+        sides: int64 (I, 2), their heights and widths; 0 where the file does not say.
+        odd_sides: Place in `names` -> (height, width) where one of them is no number of pixels.
         categories: Category id -> name; ids that are not whole numbers are replaced by a count from 1.
-        image: int64 (A,), each annotation's place in `images`.
+        image: int32 (A,), each annotation's place in `names`.
         category_id: int64 (A,), its key in `categories`.
         segmented: bool (A,), where the annotation has a segmentation.
         crowd: bool (A,), where iscrowd is set.
@@ -81,22 +55,32 @@ class CocoFile:
     """
 
     path: Path
-    images: list[CocoImage]
+    names: Texts
+    sides: Column
+    odd_sides: dict[int, tuple[Any, Any]]
     categories: dict[int, str]
-    image: np.ndarray
-    category_id: np.ndarray
-    segmented: np.ndarray
-    crowd: np.ndarray
-    runs: np.ndarray
-    brush: np.ndarray
-    start: np.ndarray
-    end: np.ndarray
+    image: Column
+    category_id: Column
+    segmented: Column
+    crowd: Column
+    runs: Column
+    brush: Column
+    start: Column
+    end: Column
+
+    def size(self, place: int) -> tuple[Any, Any]:
+        """Return the (height, width) that the file says an image has; None for what it does not say."""
+        if place in self.odd_sides:
+            return self.odd_sides[place]
+        height, width = self.sides.values[place].tolist()
+        return height or None, width or None
 
     def annotations(self, numbers: np.ndarray) -> list[dict[str, Any]]:
         """Return the annotations of these numbers, read from the file again."""
         found = []
+        bounds = (column.values[numbers].tolist() for column in (self.start, self.end))
         with open(self.path, "rb") as file:
-            for start, end in zip(self.start[numbers].tolist(), self.end[numbers].tolist(), strict=True):
+            for start, end in zip(*bounds, strict=True):
                 file.seek(start)
                 found.append(self._decoded(file.read(end - start).decode("utf-8", "replace")))
         return found
@@ -112,8 +96,17 @@ class CocoFile:
             return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < _LONG else math.inf)
 
 
-def index_coco(path: Path) -> CocoFile:
+_open_files: weakref.WeakValueDictionary[tuple[Any, ...], CocoFile] = weakref.WeakValueDictionary()
+
+
+def index_coco(path: Path, window: int = WINDOW) -> CocoFile:
     """Read a COCO JSON file once and keep what finding an image's annotations takes.
+
+    A file that another data set in this process has open, and that has not changed, is not read again.
+
+    Args:
+        path: The file.
+        window: Bytes that are in memory at a time.
 
     Raises:
         DataError: The file is missing, is not JSON, or is JSON of another kind; or its annotations name images or
@@ -122,162 +115,87 @@ def index_coco(path: Path) -> CocoFile:
     try:
         if path.exists():
             check_regular(path)
-        text = _standard_json(path.read_bytes())
+        about = path.stat()
+        state = (str(path), path.absolute(), about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+        file = _open_files.get(state)
+        if file is None:
+            file = _read(path, window)
     except OSError as error:
         raise DataError(f"The annotation file {path} cannot be read: {error.strerror}.") from error
-    except RecursionError:
-        raise DataError(f"{path} is not COCO's: its lists are nested too deeply.") from None
-    tables = _tables(text, path)
-    images = _entries(tables["images"], CocoImage, path, "each image needs id and file_name")
-    categories = _entries(tables["categories"], _Category, path, "each category needs id and name")
-    image_ids = _Ids(path, "image_id", "images", (image.id for image in images))
-    category_ids = _Ids(path, "category_id", "categories", (category.id for category in categories))
-    if image_ids.repeated:
+    if max(about.st_mtime, about.st_ctime) + _SETTLED < time.time():
+        _open_files[state] = file
+    return file
+
+
+def _read(path: Path, window: int) -> CocoFile:
+    try:
+        with open(path, "rb") as file:
+            return _indexed(path, read_lists(file, _DECODERS, window))
+    except Irregular:
+        return _indexed(path, read_whole(path, _DECODERS))
+
+
+def _indexed(path: Path, pieces: Iterable[Piece]) -> CocoFile:
+    """Put the index together from pieces of the three lists, in any order."""
+    names: list[str] = []
+    sides: list[tuple[Any, Any]] = []
+    image_ids: list[Id] = []
+    categories: list[CocoCategory] = []
+    referred: list[tuple[np.ndarray | list[Id], np.ndarray | list[Id]]] = []
+    rows: list[np.ndarray] = []
+    for key, entries, text, start in pieces:
+        if key == "images":
+            names += [image.file_name for image in entries]
+            sides += [(image.height, image.width) for image in entries]
+            image_ids += [image.id for image in entries]
+        elif key == "categories":
+            categories += entries
+        else:
+            referred.append((packed([a.image_id for a in entries]), packed([a.category_id for a in entries])))
+            rows.append(_columns(entries, text, start))
+    of_images = CocoIds(path, "image_id", "images", image_ids)
+    of_categories = CocoIds(path, "category_id", "categories", (category.id for category in categories))
+    if of_images.repeated:
         raise DataError(f"{path} gives one image id to several images; ids must be unique.")
-    annotations = msgspec.json.decode(tables["annotations"], type=list[msgspec.Raw])
-    decoder, first = msgspec.json.Decoder(_Annotation), _address(text)
-    columns = np.zeros((8, len(annotations)), dtype=np.int64)
-    for number, raw in enumerate(annotations):
-        try:
-            fields = decoder.decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"Annotation number {number} of {path} is not COCO's: it needs image_id and category_id ({error})."
-            ) from error
-        start = _address(raw) - first
-        columns[:, number] = (
-            image_ids.place(fields.image_id),
-            category_ids.place(fields.category_id),
-            # Long ones are not decoded to see that they are not empty.
-            len(memoryview(fields.segmentation)) > 16 or _says_something(fields.segmentation),
-            fields.iscrowd not in _NOT_SET,
-            memoryview(fields.segmentation)[:1] == b"{",
-            isinstance(fields.attributes, dict) and "occluded" in fields.attributes,
-            start,
-            start + len(memoryview(raw)),
-        )
-    category_ids.refuse_unknown()
-    image_ids.refuse_unknown()
-    class_ids = category_ids.as_class_ids()
-    names = {class_id: str(category.name) for class_id, category in zip(class_ids.tolist(), categories, strict=True)}
-    image, category = columns[:2]
-    segmented, crowd, runs, brush = columns[2:6] == 1
-    return CocoFile(path, images, names, image, class_ids[category], segmented, crowd, runs, brush, *columns[6:])
+    category = of_categories.places([ids for _, ids in referred])
+    image = of_images.places([ids for ids, _ in referred])
+    class_ids = of_categories.as_class_ids()
+    known = {class_id: str(category.name) for class_id, category in zip(class_ids.tolist(), categories, strict=True)}
+    columns = np.concatenate(rows) if rows else np.zeros(0, dtype=_ROW)
+    return CocoFile(
+        path,
+        Texts(names),
+        *_sides(sides),
+        known,
+        Column(image),
+        Column(class_ids[category]),
+        *(Column(columns[field]) for field in ("segmented", "crowd", "runs", "brush", "start", "end")),
+    )
 
 
-def _says_something(value: msgspec.Raw) -> bool:
-    """Whether a value is neither null nor empty. A number out of range is something, and refused with its mask."""
-    try:
-        return bool(msgspec.json.decode(value))
-    except msgspec.DecodeError:
-        return True
+_ROW = np.dtype([(name, bool) for name in ("segmented", "crowd", "runs", "brush")] + [("start", "i8"), ("end", "i8")])
 
 
-def _entries(table: msgspec.Raw, kind: type, path: Path, needs: str) -> list[Any]:
-    try:
-        return msgspec.json.decode(table, type=list[kind])
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not in UTF-8 ({error}). Save it again in this encoding.") from error
-    except msgspec.DecodeError as error:
-        raise DataError(f"{path} is not COCO's: {needs} ({error}).") from error
+def _columns(entries: list[CocoAnnotation], text: bytes, start: int) -> np.ndarray:
+    """Return what is kept of annotations beside their ids, as records (N,)."""
+    rows = np.zeros(len(entries), dtype=_ROW)
+    first, last = spans(text, len(entries))
+    rows["start"], rows["end"] = first + start, last + start
+    # Long segmentations are not decoded to see that they are not empty.
+    rows["segmented"] = [len(memoryview(a.segmentation)) > 16 or a.has_segmentation() for a in entries]
+    rows["crowd"] = [a.iscrowd not in NOT_SET for a in entries]
+    if text.count(b"{") == len(entries):  # so nothing in them is an object
+        return rows
+    rows["runs"] = [memoryview(a.segmentation)[:1] == b"{" for a in entries]
+    rows["brush"] = [isinstance(a.attributes, dict) and "occluded" in a.attributes for a in entries]
+    return rows
 
 
-class _Ids:
-    """Where the entries of a table stand, by their ids, which are only keys: 7, 7.0 and "007" mean the same entry.
-
-    Unless the table has several of them: then they are told apart as they are written.
-    """
-
-    def __init__(self, path: Path, field: str, table: str, ids: Iterable[Id]) -> None:
-        self._path, self._field, self._table = path, field, table
-        self._listed = list(ids)
-        self._place = {id: place for place, id in enumerate(self._listed)}
-        self._numbers = [_as_number(id) for id in self._listed]
-        times = Counter(self._numbers)
-        self._by_number = {number: n for n, number in enumerate(self._numbers) if times[number] == 1}
-        self._unknown: Counter[Id] = Counter()
-        self.repeated = len(self._place) < len(self._listed)
-
-    def place(self, id: Id) -> int:
-        """Return the place of an entry; -1, remembered for `refuse_unknown`, where there is none."""
-        place = self._place.get(id)
-        if place is None:
-            number = _as_number(id)
-            place = -1 if number is None else self._by_number.get(number, -1)
-            if place < 0:
-                self._unknown[id] += 1
-        return place
-
-    def as_class_ids(self) -> np.ndarray:
-        """Return the ids as int64 (N,), or a count from 1 where one is not such a number."""
-        apart = len(set(self._numbers)) == len(self._place)
-        if apart and all(number is not None and abs(number) < 2**63 for number in self._numbers):
-            return np.array(self._numbers, dtype=np.int64)
-        return np.arange(1, len(self._listed) + 1)
-
-    def refuse_unknown(self) -> None:
-        """Raise DataError if a place was asked for an id that the table does not list."""
-        if not self._unknown:
-            return
-        number = self._unknown.total()
-        counts_from_0 = self._field == "category_id" and 0 in self._unknown and 1 in self._place
-        hint = " The annotations seem to count from 0 and the categories from 1." if counts_from_0 else ""
-        raise DataError(
-            f"{count(number, 'annotation')} of {self._path} {'has' if number == 1 else 'have'} {self._field} "
-            f"{shortened(self._unknown)}, but its {self._table} list has the ids {shortened(self._listed, 10)}.{hint} "
-            f"Correct one of the two."
-        )
-
-
-def _as_side(length: Any) -> Any:
-    """Return a number of pixels as int where it is one, written as 128, 128.0 or "128"; None for null and 0."""
-    try:
-        return int(float(length)) or None
-    except (TypeError, ValueError, OverflowError):
-        return length
-
-
-def _as_number(id: Id) -> int | None:
-    try:
-        return int(id) if int(id) == float(id) else None
-    except (ValueError, OverflowError):
-        return None
-
-
-def _standard_json(text: bytes) -> bytes:
-    """Return the text, of the same length, without a byte order mark and with NaN and Infinity in quotes.
-
-    Both are not JSON, but Python writes them. Every other text that is not JSON stays so.
-    """
-    if text.startswith(_BYTE_ORDER_MARK):
-        text = b" " * len(_BYTE_ORDER_MARK) + text[len(_BYTE_ORDER_MARK) :]
-    try:
-        msgspec.json.decode(text, type=msgspec.Raw)
-    except msgspec.DecodeError:
-        return _STRING_OR_NOT_FINITE.sub(lambda found: found[1] or b'"%b"' % found[2][2:], text)
-    return text
-
-
-def _tables(text: bytes, path: Path) -> dict[str, msgspec.Raw]:
-    """Return the lists at the top of a COCO file, not yet decoded; each refers to its place in `text`."""
-    try:
-        tables = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-    except msgspec.ValidationError:
-        tables = {"a list at the top": msgspec.Raw(b"null")}
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not in UTF-8 ({error}). Save it again in this encoding.") from error
-    except msgspec.DecodeError as error:
-        hint = " It is in UTF-16; save it as UTF-8." if text[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise DataError(f"{path} is not a JSON file, or only the beginning of one ({error}).{hint}") from error
-    wanted = ("images", "annotations", "categories")
-    missing = [key for key in wanted if memoryview(tables.get(key, b""))[:1] != b"["]
-    if missing:
-        raise DataError(
-            f"{path} is JSON but not a COCO annotation file: it has no list {' and no list '.join(missing)}; found "
-            f"{', '.join(sorted(tables)[:8]) or 'nothing'}. COCO files have images, annotations and categories."
-        )
-    return tables
-
-
-def _address(buffer: Any) -> int:
-    return int(np.frombuffer(buffer, dtype=np.uint8).__array_interface__["data"][0])
+def _sides(sides: list[tuple[Any, Any]]) -> tuple[Column, dict[int, tuple[Any, Any]]]:
+    odd = {
+        place: pair
+        for place, pair in enumerate(sides)
+        if not all(side is None or (type(side) is int and 0 < side < 2**63) for side in pair)
+    }
+    plain = [(0, 0) if place in odd else (h or 0, w or 0) for place, (h, w) in enumerate(sides)]
+    return Column(np.array(plain, dtype=np.int64).reshape(-1, 2)), odd

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import mmap
 import re
 from pathlib import Path
 
 from ..sample import DataError
 from ..settings import DataSettings
 from .coco import CocoReader
+from .label_studio import is_export
+from .labelme import is_labelme
 from .reader import Layout
 
 # instances_train2017, SSDD_instances_val, NWPU_instances_train, train, valid
 _NAME = re.compile(r"(?:.*instances_)?(train|val|valid|test)((?:20\d\d)?)", re.IGNORECASE)
+_BLOCK, _OVERLAP = 2**20, 32  # bytes to read at a time, and to see again lest a key is cut in two
 _FOLDERS = ("imgs", "images", "JPEGImages", "positive image set", "")
 
 
@@ -51,10 +53,15 @@ def find_pool(root: Path) -> Path | None:
 
 def _mentions_coco(path: Path) -> bool:
     """Tell whether a JSON file of any name has COCO's keys; without parsing it, as it may be large."""
-    if not path.is_file() or path.stat().st_size == 0:
+    missing = {b'"images"', b'"annotations"', b'"categories"'}
+    if not path.is_file():
         return False
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        return all(text.find(key) >= 0 for key in (b'"images"', b'"annotations"', b'"categories"'))
+    with open(path, "rb") as file:
+        text = b""
+        while missing and (block := file.read(_BLOCK)):
+            text = text[-_OVERLAP:] + block
+            missing = {key for key in missing if key not in text}
+    return not missing
 
 
 def splits(root: Path, settings: DataSettings) -> tuple[str, ...]:
@@ -81,7 +88,8 @@ def open_reader(root: Path, settings: DataSettings, split: str | None) -> CocoRe
             f"No COCO annotation file was found below {root}. Expected annotations/instances_train.json and the like, "
             f"annotations.json, or the annotations setting."
         )
-    return CocoReader(path, _image_folders(base, path, split, settings), base, settings.classes, settings.crowds)
+    folders = _image_folders(base, path, split, settings)
+    return CocoReader(path, folders, base, settings.classes, settings.crowds, settings.intensity)
 
 
 def _image_folders(root: Path, path: Path, split: str | None, settings: DataSettings) -> list[Path]:
@@ -97,9 +105,13 @@ def _image_folders(root: Path, path: Path, split: str | None, settings: DataSett
 
 
 def _is_coco(path: Path) -> bool:
+    """Tell whether there is a JSON file of one of COCO's names, or the file itself is one, that is no other tool's."""
     if path.is_file():
-        return path.suffix.lower() == ".json"
-    return bool(find_files(path)) or find_pool(path) is not None
+        found = [path] if path.suffix.lower() == ".json" else []
+    else:
+        pool = find_pool(path)
+        found = list(find_files(path).values()) or ([] if pool is None else [pool])
+    return any(not (is_export(file) or is_labelme(file)) for file in found)
 
 
 COCO = Layout(

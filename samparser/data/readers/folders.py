@@ -6,16 +6,17 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from ..intensity import EACH_BY_ITSELF, Intensity
 from ..sample import DataError, Sample, Skipped
 from ..settings import DataSettings
 from .images import IMAGE_SUFFIXES, read_image
 from .labels import LabelRules, parse_class_names
 from .paths import is_hidden, visible_files
 from .reader import Layout
+from .split_folders import SPLIT_FOLDERS
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "gt", "annotations")
-_SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 _MASK_ENDINGS = ("", "_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_segmentation", "-mask")
 _IMAGE_ENDINGS = ("", "_sat", "_image", "_img")
 _MASK_SUFFIXES = IMAGE_SUFFIXES | {".gif"}
@@ -32,12 +33,16 @@ class FolderReader:
         masks: Folder of the masks.
         root: Names of samples are paths relative to this folder.
         rules: What the masks' values mean.
+        intensity: How images of more than 8 bits are shown.
     """
 
-    def __init__(self, images: Path, masks: Path, root: Path, rules: LabelRules) -> None:
+    def __init__(
+        self, images: Path, masks: Path, root: Path, rules: LabelRules, intensity: Intensity = EACH_BY_ITSELF
+    ) -> None:
         self.classes = rules.table()
         self.skipped: list[Skipped] = []
         self._rules = rules
+        self._intensity = intensity
         self._pairs = self._pair(images, masks)
         self.names: list[str] = [image.relative_to(root).as_posix() for image, _ in self._pairs]
 
@@ -81,7 +86,7 @@ class FolderReader:
     def read(self, index: int) -> tuple[Sample, list[Skipped]]:
         """Return sample `index`; DataError when image and mask differ in size or the mask's values mean nothing."""
         image_path, mask_path = self._pairs[index]
-        image = read_image(image_path)
+        image = read_image(image_path, self._intensity)
         instances, void, size = self._rules.split(mask_path)
         if size != image.shape[:2]:
             raise DataError(
@@ -137,7 +142,7 @@ def find_folders(root: Path, settings: DataSettings, split: str | None) -> tuple
     if split is None:
         images, masks = _existing([root], IMAGE_FOLDERS), _existing([root], MASK_FOLDERS)
     else:
-        words = _SPLIT_FOLDERS[split]
+        words = SPLIT_FOLDERS[split]
         inner = _existing([root], words)
         images = _existing(inner, IMAGE_FOLDERS) + _existing(_existing([root], IMAGE_FOLDERS), words)
         masks = _existing(inner, MASK_FOLDERS) + _existing(_existing([root], MASK_FOLDERS), words)
@@ -146,7 +151,7 @@ def find_folders(root: Path, settings: DataSettings, split: str | None) -> tuple
 
 def splits(root: Path, settings: DataSettings) -> tuple[str, ...]:
     """Return the splits that have folders of their own; empty if the data set is one pool."""
-    return tuple(split for split in _SPLIT_FOLDERS if find_folders(root, settings, split))
+    return tuple(split for split in SPLIT_FOLDERS if find_folders(root, settings, split))
 
 
 def open_reader(root: Path, settings: DataSettings, split: str | None) -> FolderReader:
@@ -163,7 +168,7 @@ def open_reader(root: Path, settings: DataSettings, split: str | None) -> Folder
         )
     classes, colours = parse_class_names(settings.class_names)
     rules = LabelRules(settings.instances, classes, colours, settings.void_value, settings.mask_threshold)
-    return FolderReader(*folders, root, rules)
+    return FolderReader(*folders, root, rules, settings.intensity)
 
 
 def is_whu(root: Path) -> bool:
@@ -180,7 +185,7 @@ def open_whu(root: Path, settings: DataSettings, split: str | None) -> FolderRea
         raise DataError(f"{root} has no {split}/image and {split}/label.")
     # Some label tiles are stored with one bit, others with 0 and 255.
     rules = LabelRules(settings.instances, {1: "building"}, threshold=settings.mask_threshold or 1)
-    return FolderReader(*folders, root, rules)
+    return FolderReader(*folders, root, rules, settings.intensity)
 
 
 def _is_folders(path: Path) -> bool:

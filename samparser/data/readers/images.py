@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..intensity import EACH_BY_ITSELF, Intensity
 from ..sample import DataError
 from .paths import check_regular
 
@@ -26,7 +28,22 @@ _COLOURS = ("RGB", "RGBA", "LA", "CMYK")
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
 
-def open_pixels(path: Path) -> Image.Image | np.ndarray:
+class Embedded(NamedTuple):
+    """A picture that another file holds.
+
+    Attributes:
+        data: What a file of its own would hold.
+        name: What it is called in messages.
+    """
+
+    data: bytes
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def open_pixels(path: Path | Embedded) -> Image.Image | np.ndarray:
     """Return the decoded picture of a file, turned as its EXIF orientation says.
 
     Returns:
@@ -75,24 +92,30 @@ def image_size(path: Path | str) -> tuple[int, int]:
         return (width, height) if turned else (height, width)
 
 
-def read_image(path: Path | str) -> np.ndarray:
+def read_image(path: Path | str, intensity: Intensity = EACH_BY_ITSELF) -> np.ndarray:
     """Return an image file as uint8 RGB (H, W, 3), turned as its EXIF orientation says.
 
-    Grey and palette images become RGB, alpha is dropped. Images of more than 8 bits have no natural range, so each is
-    stretched by itself: the 0.1 and 99.9 percentiles of all its channels become 0 and 255.
+    Grey and palette images become RGB, alpha is dropped. Images of more than 8 bits, and of floating point numbers,
+    have no natural range: `intensity` says what becomes 0 and 255, by default the 0.1 and 99.9 percentiles of all
+    channels of the image itself. Images of 8 bits are left as they are.
 
     Raises:
         DataError: The file cannot be read as an image; the message names it.
     """
-    pixels = open_pixels(Path(path))
+    return as_rgb(open_pixels(Path(path)), str(path), intensity)
+
+
+def as_rgb(pixels: Image.Image | np.ndarray, source: str, intensity: Intensity = EACH_BY_ITSELF) -> np.ndarray:
+    """Return a picture that `open_pixels` has decoded, as `read_image` does; `source` is its name in messages."""
     if isinstance(pixels, np.ndarray):
-        return stretched(pixels[:, :, :3].astype(np.float32), 0.1, 99.9)
-    if pixels.mode.startswith("I") or pixels.mode == "F":
-        values = np.asarray(pixels, dtype=np.float32)
+        values = pixels[:, :, :3].astype(np.float32)
+    elif pixels.mode.startswith("I") or pixels.mode == "F":
+        values = np.asarray(pixels, dtype=np.float32)[:, :, None]
         if not np.isfinite(values).all():
-            raise DataError(f"{path} holds values that are not finite; replace them before training.")
-        return stretched(values[:, :, None], 0.1, 99.9)
-    return _rgb(pixels)
+            raise DataError(f"{source} holds values that are not finite; replace them before training.")
+    else:
+        return _rgb(pixels)
+    return between(values, *intensity.limits(values))
 
 
 def _rgb(picture: Any) -> np.ndarray:
@@ -106,14 +129,6 @@ def _rgb(picture: Any) -> np.ndarray:
     return pixels
 
 
-def stretched(values: np.ndarray, low_percentile: float, high_percentile: float) -> np.ndarray:
-    """Return values (H, W, 1 or 3) as uint8 RGB, linear between two percentiles; even ones become 0."""
-    low, high = np.percentile(values, [low_percentile, high_percentile])
-    if high <= low:
-        low, high = float(values.min()), float(values.max())
-    return between(values, float(low), float(high))
-
-
 def between(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Return values (H, W, 1 or 3) as uint8 RGB: 0 at `low` and below, 255 at `high` and above."""
     grey = np.clip((values - low) / max(high - low, 1e-12) * 255 + 0.5, 0, 255).astype(np.uint8)
@@ -121,11 +136,11 @@ def between(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path | Embedded) -> Iterator[Any]:
     """Open a picture, and turn whatever goes wrong with it into DataError."""
-    check_regular(path)
+    source = io.BytesIO(path.data) if isinstance(path, Embedded) else check_regular(path)
     try:
-        with Image.open(path) as picture:
+        with Image.open(source) as picture:
             yield picture
     except DataError:
         raise

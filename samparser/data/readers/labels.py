@@ -36,7 +36,7 @@ def read_values(path: Path, by_colour: bool = False) -> np.ndarray:
     return _values(open_pixels(path), path, by_colour)
 
 
-def _values(picture: Image.Image | np.ndarray, path: Path, by_colour: bool) -> np.ndarray:
+def _values(picture: Image.Image | np.ndarray, path: Path | str, by_colour: bool) -> np.ndarray:
     if isinstance(picture, np.ndarray):
         channels = picture[:, :, : 3 if picture.shape[2] >= 3 else 1]
         if (channels != channels[:, :, :1]).any():
@@ -86,7 +86,7 @@ def _black_is_not_first(picture: Image.Image) -> bool:
     return colours.get(0, _BLACK) != _BLACK and _BLACK in colours.values()
 
 
-def _refuse_light_background(picture: Image.Image | np.ndarray, path: Path) -> None:
+def _refuse_light_background(picture: Image.Image | np.ndarray, path: Path | str) -> None:
     """Raise DataError for a palette image without black, where index 0 may be the background or the object."""
     if isinstance(picture, np.ndarray) or picture.mode != "P":
         return
@@ -125,7 +125,12 @@ class LabelRules:
 
     def split(self, path: Path) -> tuple[list[Instance], np.ndarray | None, tuple[int, int]]:
         """Return the instances of a mask file, where it is void, and its (height, width)."""
-        picture = open_pixels(path)
+        return self.split_picture(open_pixels(path), path)
+
+    def split_picture(
+        self, picture: Image.Image | np.ndarray, path: Path | str
+    ) -> tuple[list[Instance], np.ndarray | None, tuple[int, int]]:
+        """Return the instances of a decoded mask, where it is void, and its (height, width); `path` is for messages."""
         values = _values(picture, path, by_colour=self.threshold is not None or self.colours is not None)
         void = None
         if self.threshold is not None:
@@ -142,7 +147,7 @@ class LabelRules:
         instances = separate(labels, by_component=self.instances == "components", one_class=self.instances == "ids")
         return instances, void if void is not None and void.any() else None, (labels.shape[0], labels.shape[1])
 
-    def _classes_of(self, values: np.ndarray, path: Path, picture: Image.Image | np.ndarray) -> np.ndarray:
+    def _classes_of(self, values: np.ndarray, path: Path | str, picture: Image.Image | np.ndarray) -> np.ndarray:
         found = np.unique(values)
         found = found[found != 0].tolist()
         if self.classes is None:
@@ -159,7 +164,7 @@ class LabelRules:
             )
         return values
 
-    def _from_colours(self, values: np.ndarray, path: Path) -> np.ndarray:
+    def _from_colours(self, values: np.ndarray, path: Path | str) -> np.ndarray:
         codes = values.astype(np.int64) @ np.array([65536, 256, 1])
         if self.instances == "ids":
             return codes
@@ -240,9 +245,9 @@ def separate(labels: np.ndarray, by_component: bool, one_class: bool = False) ->
     return [instance for instance in instances if instance is not None]
 
 
-def _ambiguous(path: Path, found: list[int]) -> str:
+def _ambiguous(path: Path | str, found: list[int]) -> str:
     start = f"{path} has the values {shortened(found, 8)} besides 0"
-    if len(found) > 3 and (path.suffix.lower() in (".jpg", ".jpeg") or (max(found) == 255 and len(found) > 40)):
+    if len(found) > 3 and (Path(path).suffix.lower() in (".jpg", ".jpeg") or (max(found) == 255 and len(found) > 40)):
         return (
             f"{start}: it looks like a mask of 0 and 255 that lost its sharp edges, as JPEG and resizing do. Set "
             f"mask_threshold to 128 to take values from there upwards as foreground, or export the masks as PNG."

@@ -31,7 +31,9 @@ FLARE22 = (
 ABDOMEN_1K = ("liver", "kidney", "spleen", "pancreas")
 CT_MIN_AREA = 100
 CT_WINDOW = (40.0, 400.0)
-HOUNSFIELD_BELOW = -50  # a volume with lower values is taken for one in Hounsfield units: air has -1000, fat -100
+# A volume is taken for one in Hounsfield units where one in 200 of its values is lower: air has -1000, fat -100. Fewer
+# are what resampling leaves beside the edges of an MR volume.
+HOUNSFIELD_BELOW = -50
 GZIP_RATIO = 1100  # gzip cannot pack closer
 _IMAGE_FOLDER, _LABEL_FOLDER = re.compile(r"im(g|age)", re.IGNORECASE), re.compile(r"label|mask|seg|gt", re.IGNORECASE)
 _IMAGE_NAME = re.compile(r"_0000\.nii(\.gz)?$")
@@ -114,15 +116,15 @@ class NiftiReader:
 
     def _limits(self, image: Path) -> tuple[float, float]:
         """Return the values of a volume that become black and white."""
-        lowest, low, high = (0.0, 0.0, 0.0) if self._window else _spread(image, _changed(image))
-        if self._window or lowest <= HOUNSFIELD_BELOW:
+        low, high = (0.0, 0.0) if self._window else _spread(image, _changed(image))
+        if self._window or low <= HOUNSFIELD_BELOW:
             level, width = self._window or CT_WINDOW
             return level - width / 2, level + width / 2
         if not self._told:
             self._told = True
             warn(
-                f"{image} holds no value below {lowest:g}, so these are not Hounsfield units; it and volumes like it "
-                f"are shown between the 0.5 and 99.5 percentiles of their own values other than 0, here {low:g} and "
+                f"{image} holds hardly a value below {low:g}, so these are not Hounsfield units; it and volumes like "
+                f"it are shown between the 0.5 and 99.5 percentiles of their own values other than 0, here {low:g} and "
                 f"{high:g}. Set window_level and window_width for a window of your own."
             )
         return low, high
@@ -213,17 +215,17 @@ def _axial(path: Path, number: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=4096)
-def _spread(image: Path, changed: int) -> tuple[float, float, float]:
-    """Return the lowest value of a volume, and the 0.5 and 99.5 percentiles of its values other than 0."""
+def _spread(image: Path, changed: int) -> tuple[float, float]:
+    """Return the 0.5 and 99.5 percentiles of a volume's values other than 0."""
     depth = _shape(image)[_axes(image)[2, 0]]
     slices = np.unique(np.linspace(0, depth - 1, min(depth, 32)).round().astype(int)).tolist()
     values = np.concatenate([_axial(image, number).ravel() for number in slices])
     values = values[np.isfinite(values)]
     if not values.size:
-        return 0.0, 0.0, 0.0
+        return 0.0, 0.0
     shown = values[values != 0] if values.any() else values
     low, high = np.percentile(shown, [0.5, 99.5])
-    return float(values.min()), float(low), float(high)
+    return float(low), float(high)
 
 
 @lru_cache(maxsize=4096)
@@ -334,6 +336,11 @@ def open_reader(root: Path, settings: DataSettings, split: str | None) -> NiftiR
             f"No pair of volumes was found below {root}. Images are named CASE_0000.nii.gz and labels CASE.nii.gz, in "
             f"any folders: FLARE22's images/ and labels/, AbdomenCT-1K's Mask/, nnU-Net's imagesTr/ and labelsTr/. "
             f"Where both have the same name, their folders must be called images and labels.{found}"
+        )
+    if settings.intensity_range is not None:
+        raise DataError(
+            f"intensity_range={settings.intensity_range!r} is for image files; volumes are shown through a window. Set "
+            f"window_level (its centre) and window_width."
         )
     window = None
     if settings.window_level is not None or settings.window_width is not None:

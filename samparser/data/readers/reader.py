@@ -22,7 +22,10 @@ class Reader(Protocol):
     """
 
     classes: dict[int, str]
-    names: list[str]
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
     skipped: list[Skipped]
 
     def read(self, index: int) -> tuple[Sample, list[Skipped]]:

@@ -22,7 +22,7 @@ class NormalisedPolygon(BadMask):
     """A polygon whose coordinates are parts of the image's width and height; COCO's are pixels."""
 
 
-def polygon_mask(polygons: list[Any], height: int, width: int) -> np.ndarray:
+def polygon_mask(polygons: list[Any], height: int, width: int, *, in_pixels: bool = False) -> np.ndarray:
     """Return the union of polygons as bool (height, width), drawn as COCO's own tools draw them.
 
     Args:
@@ -30,6 +30,8 @@ def polygon_mask(polygons: list[Any], height: int, width: int) -> np.ndarray:
             of the image are cut off.
         height: Of the image.
         width: Of the image.
+        in_pixels: It is known that the coordinates are pixels. Otherwise a polygon with all of them between 0 and 1 is
+            refused as a normalised one.
     """
     drawable = []
     for polygon in polygons:
@@ -48,7 +50,11 @@ def polygon_mask(polygons: list[Any], height: int, width: int) -> np.ndarray:
         drawable.append(points)
     if not drawable:
         raise BadMask("polygon with fewer than three points")
-    if all(-0.5 <= value <= 1.5 for points in drawable for value in points) and max(height, width) > 4:
+    if (
+        not in_pixels
+        and all(-0.5 <= value <= 1.5 for points in drawable for value in points)
+        and max(height, width) > 4
+    ):
         raise NormalisedPolygon("polygon with all coordinates between 0 and 1")
     if sum(_length(points) for points in drawable) > LONGEST:
         raise BadMask(f"polygon whose outline is longer than {LONGEST:,} px")

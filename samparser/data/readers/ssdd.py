@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+from ..intensity import EACH_BY_ITSELF, Intensity
 from ..sample import DataError, Instance, Sample, Skipped
 from ..settings import DataSettings
 from . import coco_layout
 from .images import IMAGE_SUFFIXES, read_image
-from .paths import check_regular, read_text, visible_files
+from .paths import read_text, visible_files
 from .reader import Layout, Reader
 from .segmentations import BadMask, polygon_mask
+from .xml_files import read_xml
 
 # The releases with polygons; BBox_SSDD and RBox_SSDD have boxes only.
 _RELEASES = ("PSeg_SSDD", "BBox_RBox_PSeg_SSDD")
@@ -26,9 +27,18 @@ class VocXmlReader:
         images: Folder of the images.
         stems: Which files to take; None takes all.
         root: Names of samples are paths relative to this folder.
+        intensity: How images of more than 8 bits are shown.
     """
 
-    def __init__(self, annotations: Path, images: Path, stems: list[str] | None, root: Path) -> None:
+    def __init__(
+        self,
+        annotations: Path,
+        images: Path,
+        stems: list[str] | None,
+        root: Path,
+        intensity: Intensity = EACH_BY_ITSELF,
+    ) -> None:
+        self._intensity = intensity
         self.classes = {1: "ship"}
         self.skipped: list[Skipped] = []
         pictures = {path.stem: path for path in visible_files(images) if path.suffix.lower() in IMAGE_SUFFIXES}
@@ -46,11 +56,8 @@ class VocXmlReader:
     def read(self, index: int) -> tuple[Sample, list[Skipped]]:
         """Return sample `index`; objects without a polygon that can be drawn are left out."""
         name, (image_path, xml_path) = self.names[index], self._pairs[index]
-        image = read_image(image_path)
-        try:
-            tree = ElementTree.parse(check_regular(xml_path))
-        except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
-            raise DataError(f"{xml_path} is not XML: {error}.") from error
+        image = read_image(image_path, self._intensity)
+        tree = read_xml(xml_path)
         size = (tree.findtext("size/width"), tree.findtext("size/height"))
         height, width = image.shape[:2]
         if None not in size and size != (str(width), str(height)):
@@ -108,7 +115,7 @@ def open_reader(root: Path, settings: DataSettings, split: str | None) -> Reader
     parts = _voc_parts(style, split or "")
     if parts is None:
         raise DataError(f"{style} has no Annotations_{split} and no ImageSets/Main/{split}.txt.")
-    return VocXmlReader(*parts, root)
+    return VocXmlReader(*parts, root, settings.intensity)
 
 
 def _is_voc_style(folder: Path) -> bool:

@@ -9,7 +9,8 @@ import numpy as np
 
 from samparser._words import shortened
 
-from ..sample import DataError, Instance, Sample, Skipped
+from ..intensity import EACH_BY_ITSELF, Intensity
+from ..sample import DataError, Instance, Sample, Skipped, warn
 from ..settings import DataSettings
 from .images import IMAGE_SUFFIXES, read_image
 from .labels import parse_class_names, read_values, separate
@@ -54,10 +55,18 @@ class VocReader:
         split: "train", "val" or "test"; None takes the images of all lists, or all that have a mask without any list.
         root: Names of samples are paths relative to this folder.
         table: The classes.
+        intensity: How images of more than 8 bits are shown.
     """
 
-    def __init__(self, folder: Path, split: str | None, root: Path, table: ClassTable) -> None:
-        self._table = table
+    def __init__(
+        self,
+        folder: Path,
+        split: str | None,
+        root: Path,
+        table: ClassTable,
+        intensity: Intensity = EACH_BY_ITSELF,
+    ) -> None:
+        self._table, self._intensity = table, intensity
         self.classes = table.names
         self.skipped: list[Skipped] = []
         layers = [name for names in (_CLASS_FOLDERS, _OBJECT_FOLDERS) if (name := _existing(folder, names))]
@@ -77,12 +86,17 @@ class VocReader:
                 f"None of the {len(listed)} images of {split or 'all lists'} has files in {', '.join(there)} of "
                 f"{folder}."
             )
+        if len(layers) == 1:
+            warn(
+                f"{folder} has class masks and no SegmentationObject: each connected region of a class is taken for an "
+                f"object, so objects that touch are one."
+            )
         self.names: list[str] = [files[0].relative_to(root).as_posix() for files in self._files]
 
     def read(self, index: int) -> tuple[Sample, list[Skipped]]:
         """Return sample `index`; an object without any class below it is left out."""
         name, (image_path, class_path, *object_path) = self.names[index], self._files[index]
-        image = read_image(image_path)
+        image = read_image(image_path, self._intensity)
         classes = self._classes(class_path)
         objects = self._objects(object_path[0]) if object_path else classes
         for path, values in ((class_path, classes), *((path, objects) for path in object_path)):
@@ -236,7 +250,7 @@ def splits(root: Path, settings: DataSettings) -> tuple[str, ...]:
 def open_reader(root: Path, settings: DataSettings, split: str | None) -> VocReader:
     """Return the reader of one split, or of the pool for None."""
     folder = _folder(root)
-    return VocReader(folder, split, root, class_table(folder, settings))
+    return VocReader(folder, split, root, class_table(folder, settings), settings.intensity)
 
 
 def _folder(root: Path) -> Path:

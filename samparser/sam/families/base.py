@@ -86,6 +86,7 @@ class Family(ABC):
             one of those of other heads; `single_mask` switches that off.
         pointwise_first: Full name of the convolution that takes the first of the features, channels last, where that is
             one of 1x1: products with its frozen basis can be kept in place of the features. None: there is no such one.
+        once_an_image: Share of the mask decoder's products for one prompt that an image takes once, for all of its own.
         needs_transformers: First release of transformers that has the model, and reads its checkpoints as they are.
     """
 
@@ -98,6 +99,7 @@ class Family(ABC):
     checkpoints: ClassVar[Mapping[str, str]] = {}
     replaces_unstable_masks: ClassVar[bool] = False
     pointwise_first: ClassVar[str | None] = None
+    once_an_image: ClassVar[float] = 0.0
     needs_transformers: ClassVar[str] = "5.6"
 
     def check_release(self) -> None:
@@ -211,6 +213,16 @@ class Family(ABC):
         """
         output = model(**embedded, **prompts, multimask_output=multimask)
         return output.pred_masks, output.iou_scores
+
+    def cheaper_in_a_row(self, prompts: int, images: int, most: int) -> bool:
+        """Return whether decoding prompts one by one is less work than images with rows filled up to the longest.
+
+        Args:
+            prompts: How many there are in all.
+            images: How many images they are of.
+            most: How many the image with the most has.
+        """
+        return prompts < images * (self.once_an_image + most * (1 - self.once_an_image))
 
     def single_mask(self, model: nn.Module) -> AbstractContextManager[None]:
         """Let one mask come from the head that a mask loss trains, in eval mode too, inside the block.

@@ -20,6 +20,7 @@ class SamHQ(Sam):
     model_types = ("sam_hq",)
     model_class = "SamHQModel"
     processor_class = "SamHQProcessor"
+    once_an_image = 0.5
     checkpoints: ClassVar = {f"syscv-community/sam-hq-vit-{size}": "Apache-2.0" for size in ("base", "large", "huge")}
 
     def encode(self, model: nn.Module, pixel_values: Tensor) -> Features:

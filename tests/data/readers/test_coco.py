@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from samparser.data import DataError, DataSettings, DataWarning, Skipped, open_dataset
+from samparser.data.readers import coco_layout
 from samparser.data.readers.coco_index import index_coco
 from tests.data.files import picture, polygon, rectangle, runs, save, write_coco
 
@@ -186,7 +187,7 @@ def test_a_file_that_is_not_coco_says_what_is_wrong_with_it(tmp_path, text, mess
     path = tmp_path / "labels.json"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
-        opened(path)
+        opened(path, layout="coco")
 
 
 def test_a_missing_annotation_file_is_named(tmp_path):
@@ -487,7 +488,7 @@ def test_nesting_and_encodings_are_refused_by_name(tmp_path):
     path = tmp_path / "labels.json"
     path.write_text('{"images": [], "annotations": ' + "[" * 50_000 + "]" * 50_000 + ', "categories": []}')
     with pytest.raises(DataError, match=r"labels\.json is not COCO's: its lists are nested too deeply"):
-        opened(path)
+        opened(path, layout="coco")
     root = one_image(tmp_path / "set", ONE, {1: "größe"})
     text = json.dumps(json.loads((root / "annotations.json").read_text()), ensure_ascii=False)
     (root / "annotations.json").write_text(text, encoding="latin-1")
@@ -518,3 +519,14 @@ def test_hidden_annotation_files_are_passed_over(coco_root):
     for name in ("._instances_train2017.json", ".annotations.json"):
         (coco_root / "annotations" / name).write_bytes(b"\0\5\x16\7")  # as macOS leaves them on other disks
     assert len(opened(coco_root)) == 3
+
+
+def test_a_pool_of_any_name_is_known_by_keys_that_a_block_may_cut_in_two(tmp_path, monkeypatch):
+    save(picture(), tmp_path / "images/a.png")
+    write_coco(tmp_path / "mine.json", [(0, "a.png")], ONE)
+    for block in (16, 17, 23, 2**20):
+        monkeypatch.setattr(coco_layout, "_BLOCK", block)
+        assert opened(tmp_path, "all").names == ["images/a.png"]
+    (tmp_path / "mine.json").write_text('{"images": [], "annotations": []}')
+    with pytest.raises(DataError, match=r"layout of .* is not known"):
+        opened(tmp_path, "all")

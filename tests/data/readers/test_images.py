@@ -1,3 +1,4 @@
+import json
 import os
 import struct
 import zlib
@@ -6,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samparser.data import DataError, read_image
+from samparser.data import LAYOUTS, DataError, DataSettings, open_dataset, read_image
+from samparser.data.intensity import Intensity
 from samparser.data.readers import images
 from samparser.data.readers.images import image_size
-from tests.data.files import picture, save
+from tests.data.files import picture, polygon, rectangle, save, write_coco
 
 
 def test_rgb_is_read_as_it_is(tmp_path):
@@ -221,3 +223,91 @@ def test_pictures_of_every_kind_are_converted_in_strips_as_at_once(tmp_path, mon
     picture.save(path)
     monkeypatch.setattr(images, "_STRIP", 50)
     assert np.array_equal(read_image(path), np.asarray(Image.open(path).convert("RGB")))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_stated_range_makes_the_same_value_equally_bright_in_every_image(tmp_path, suffix):
+    values = np.array([[0, 100, 1100, 2100, 4100, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    Image.fromarray(values[:, 1:4]).save(tmp_path / f"b.{suffix}")
+    # 255 * (v - 100) / 4000, rounded: 0.5 and more of it upwards
+    expected = [0, 0, 64, 128, 255, 255]
+    assert read_image(tmp_path / f"a.{suffix}", Intensity(100, 4100, percent=False))[0, :, 0].tolist() == expected
+    assert read_image(tmp_path / f"b.{suffix}", Intensity(100, 4100, percent=False))[0, :, 2].tolist() == expected[1:4]
+
+
+def test_floating_point_images_keep_to_the_stated_range_or_percentiles(tmp_path):
+    values = np.random.default_rng(0).normal(0, 1, (24, 32)).astype(np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    ordered = sorted(values.ravel().tolist())
+    for text, (low, high) in {"-1,2": (-1, 2), "0%,100%": (ordered[0], ordered[-1])}.items():
+        read = read_image(tmp_path / "a.tif", Intensity.parse(text))
+        for y, x in ((0, 0), (5, 7), (23, 31)):
+            share = min(max((float(values[y, x]) - low) / (high - low), 0), 1)
+            assert abs(read[y, x, 0] - 255 * share) <= 0.51
+
+
+def test_colours_of_sixteen_bits_share_one_range(tmp_path):
+    pixels = np.array([[[0, 1000, 2000], [4000, 500, 60000]]], dtype=np.uint16)
+    png16(pixels, tmp_path / "a.png")
+    expected = np.clip(pixels / 4000 * 255, 0, 255).round().astype(np.uint8)
+    assert np.array_equal(read_image(tmp_path / "a.png", Intensity.parse("0, 4000")), expected)
+
+
+def test_images_of_eight_bits_are_left_as_they_are(tmp_path):
+    path = save(picture(), tmp_path / "a.png")
+    assert np.array_equal(read_image(path, Intensity(0, 10, percent=False)), picture())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0-4095", "intensity_range='0-4095' is not possible; give two values, as 0,4095"),
+        ("0,99%", "give two values, as 0,4095"),
+        ("5,5", "intensity_range='5,5' is empty"),
+        ("9,1e400", "is empty"),
+        ("-1%,50%", "percentiles beyond 0 and 100"),
+    ],
+)
+def test_a_range_that_cannot_be_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        DataSettings(data="x", intensity_range=text)
+
+
+def test_every_layout_shows_deep_images_in_the_stated_range(tmp_path):
+    values = np.full((24, 32), 1000, dtype=np.uint16)
+    values[0, 0] = 3000
+    mask, box = rectangle(2, 2, 9, 9).astype(np.uint8), [[2, 2], [9, 2], [9, 9], [2, 9]]
+    region = {"type": "polygonlabels", "value": {"points": [[9, 9], [30, 9], [30, 30]], "polygonlabels": ["a"]}}
+    files = {
+        "folders/masks/a.png": mask * 255,
+        "whu/train/label/a.png": mask * 255,
+        "voc/SegmentationClass/a.png": mask,
+        "voc/SegmentationObject/a.png": mask,
+        "yolo/labels/a.txt": "0 0.1 0.1 0.5 0.1 0.5 0.5",
+        "yolo/classes.txt": "thing",
+        "labelme/a.json": json.dumps({"shapes": [{"label": "a", "points": box}], "imagePath": "a.png"}),
+        "cvat/a.xml": '<annotations><image name="a.png"><box label="a" xtl="1" ytl="1" xbr="9" ybr="9"/></image>'
+        "</annotations>",
+        "studio/a.json": json.dumps([{"annotations": [{"result": [region]}], "data": {"image": "a.png"}}]),
+        "ssdd/voc_style/Annotations_train/a.xml": "<a><object><segm><point>1,1</point><point>9,1</point><point>9,9"
+        "</point></segm></object></a>",
+    }
+    places = {"whu": "train/image", "voc": "JPEGImages", "ssdd": "voc_style/JPEGImages_train"}
+    for name, content in files.items():
+        root = name.partition("/")[0]
+        path = tmp_path / name
+        save(values, tmp_path / root / places.get(root, "images") / "a.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content) if isinstance(content, str) else save(content, path)
+    save(values, tmp_path / "coco/images/a.png")
+    annotation = {"image_id": 1, "segmentation": polygon(1, 1, 9, 9)}
+    write_coco(tmp_path / "coco/annotations.json", [(1, "a.png")], [annotation])
+    layouts = set()
+    for root in sorted(tmp_path.iterdir()):
+        dataset = open_dataset(DataSettings(data=str(root), intensity_range="1000,5000"), "all")
+        layouts.add(dataset.layout)
+        assert dataset[0].image[0, 0, 0] == 128, root
+        assert dataset[0].image[5, 5, 0] == 0, root
+    # NWPU's is COCO's, volumes have a window, and sets of another package a test of their own.
+    assert layouts == set(LAYOUTS) - {"nwpu", "nifti", "datasets"}

@@ -214,6 +214,16 @@ def test_volumes_that_are_not_in_hounsfield_units_are_shown_by_their_percentiles
     assert np.abs(windowed[:, :, 0] - np.clip((plane - level + width / 2) / width * 255, 0, 255)).max() < 0.51
 
 
+def test_a_few_low_values_beside_the_edges_make_no_ct(tmp_path):
+    hounsfield, labels = volumes()
+    magnetic = (hounsfield.astype(int) - hounsfield.min()) * 5
+    magnetic.flat[np.flatnonzero(magnetic)[:2]] = -80  # where a spline overshoots
+    write(magnetic.astype(np.int16), tmp_path / "imagesTr/c_0000.nii.gz")
+    write(labels, tmp_path / "labelsTr/c.nii.gz")
+    with pytest.warns(DataWarning, match="not Hounsfield units"):
+        assert opened(tmp_path)[1].image.min() == 0  # within the window of CT, 0 is a grey of 102
+
+
 def test_ct_that_was_clipped_keeps_its_window(tmp_path):
     hounsfield, labels = volumes()
     write(np.clip(hounsfield, -100, 150), tmp_path / "imagesTr/c_0000.nii.gz")

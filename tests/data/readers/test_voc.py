@@ -1,8 +1,10 @@
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from samparser.data import DataError, DataSettings, Skipped, detect_layout, open_dataset
+from samparser.data import DataError, DataSettings, DataWarning, Skipped, detect_layout, open_dataset
 from tests.data.files import picture, save
 
 
@@ -156,8 +158,48 @@ def test_the_folders_of_labelme_are_read_without_lists(tmp_path, ending, objects
         if objects_too:
             store(objects, tmp_path / f"SegmentationObject{ending}/{stem}.png", "palette")
     (tmp_path / "class_names.txt").write_text("__ignore__\n_background_\ncrack\nspall\n")
-    dataset = open_dataset(DataSettings(data=str(tmp_path)), "all")
+    told = nullcontext() if objects_too else pytest.warns(DataWarning, match="no SegmentationObject")
+    with told:
+        dataset = open_dataset(DataSettings(data=str(tmp_path)), "all")
+        named = open_dataset(DataSettings(data=str(tmp_path), class_names=["1=line", "2=hole"]), "all")
     assert (dataset.layout, dataset.classes, len(dataset)) == ("voc", {1: "crack", 2: "spall"}, 2)
     assert sorted((i.class_id, i.box) for i in dataset[0].instances) == [(1, (3, 2, 9, 8)), (2, (3, 10, 9, 20))]
-    named = open_dataset(DataSettings(data=str(tmp_path), class_names=["1=line", "2=hole"]), "all")
     assert named.classes == {1: "line", 2: "hole"}
+
+
+def regions(values):
+    """The connected regions (8 neighbours) of each value but 0 and 255, pixel by pixel: (value, pixels)."""
+    left = {(y, x) for y, x in np.argwhere((values != 0) & (values != 255)).tolist()}
+    found = set()
+    while left:
+        start = left.pop()
+        region, edge = {start}, [start]
+        while edge:
+            y, x = edge.pop()
+            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+            near = {place for place in near if values[place] == values[start]}
+            left -= near
+            region |= near
+            edge += near
+        found.add((int(values[start]), frozenset(region)))
+    return found
+
+
+def test_class_masks_alone_give_the_connected_regions_of_each_class_and_say_so(tmp_path):
+    random = np.random.default_rng(0)
+    for stem in "ab":
+        values = random.choice(np.array([0, 0, 0, 1, 2, 255], np.uint8), (24, 32))
+        save(picture(), tmp_path / f"JPEGImages/{stem}.jpg")
+        store(values, tmp_path / f"SegmentationClass/{stem}.png", "palette")
+    (tmp_path / "labelmap.txt").write_text(LABELMAP)
+    with pytest.warns(DataWarning, match="no SegmentationObject: each connected region of a class is taken for an obj"):
+        dataset = open_dataset(DataSettings(data=str(tmp_path)), "all")
+    for stem, sample in zip("ab", dataset, strict=True):
+        values = np.asarray(Image.open(tmp_path / f"SegmentationClass/{stem}.png"))
+        found = [
+            (i.class_id, frozenset((y + i.box[1], x + i.box[0]) for y, x in np.argwhere(i.mask).tolist()))
+            for i in sample.instances
+        ]
+        assert len(found) == len(set(found))
+        assert set(found) == regions(values)
+        assert np.array_equal(sample.void, values == 255)

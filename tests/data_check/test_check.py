@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -102,6 +104,17 @@ def test_likely_mistakes_are_warned_of(tmp_path, annotations, warning):
     report = checked(own(tmp_path, annotations), val_ratio=0.0)
     assert report.usable
     assert any(warning in text for text in report.warnings), report.warnings
+
+
+def test_names_that_steer_a_terminal_are_shown_as_written(tmp_path):
+    root = own(tmp_path, [{"image_id": 0, "segmentation": polygon(1, 1, 9, 9)}])
+    file = root / "annotations.json"
+    content = json.loads(file.read_text())
+    content["categories"][0]["name"] = "\n\x1b[31mred"
+    file.write_text(json.dumps(content))
+    report = checked(root, val_ratio=0.0, sheet=tmp_path / "sheet.png")
+    assert "  classes: \\n\\x1b[31mred 1\n" in str(report)
+    assert report.contact_sheet.is_file()
 
 
 def test_an_image_twice_in_a_split_is_warned_of(tmp_path):
