@@ -5,6 +5,7 @@ The shapes in the signatures of the tuner's mathematics are checked in every tes
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Two test processes share two cores: more threads only make them wait for each other.
@@ -29,6 +30,7 @@ from transformers import SamConfig, SamModel, SamProcessor
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 from tests.data.files import picture, polygon, rectangle, runs, save, write_coco
+from tests.second_device import second_device
 
 settings.register_profile("samparser", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("samparser")
@@ -118,6 +120,19 @@ def tiny_sam_folder(tmp_path_factory, tiny_processor) -> Path:
     make_tiny_sam().save_pretrained(folder)
     tiny_processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> Iterator[torch.device]:
+    """A device that is not the CPU: a stand-in that needs no hardware, or the GPU that SAMPARSER_TEST_DEVICE names."""
+    wanted = os.environ.get("SAMPARSER_TEST_DEVICE")
+    if not wanted:
+        with second_device(monkeypatch) as device:
+            yield device
+        return
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    yield torch.device(wanted)
 
 
 @pytest.fixture

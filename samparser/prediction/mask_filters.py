@@ -79,15 +79,15 @@ def own_thresholds(
 
 def stability_and_mask(resizer: MaskResizer, plane: Tensor) -> tuple[np.float32, tuple[int, int, np.ndarray]]:
     """Return how much of the area stays when the threshold rises, and the mask as `MaskResizer.mask` does."""
-    inner = outer = 0
+    areas: list[Tensor] = []
     parts: list[np.ndarray] = []
     corner = (0, 0)
     for x, y, piece in resizer.pieces(plane, -_STABILITY_OFFSET):
-        inner += int((piece > _STABILITY_OFFSET).sum())
-        outer += int((piece > -_STABILITY_OFFSET).sum())
+        areas.append(torch.stack([(piece > offset).sum() for offset in (_STABILITY_OFFSET, -_STABILITY_OFFSET)]))
         corner = corner if parts else (x, y)
         parts.append((piece > 0).cpu().numpy())
     mask = np.concatenate(parts) if parts else np.zeros((0, 0), dtype=bool)
+    inner, outer = torch.stack(areas).sum(0).tolist() if areas else (0, 0)
     return np.float32(inner) / np.float32(max(outer, 1)), (*corner, mask)
 
 

@@ -44,8 +44,10 @@ class MaskResizer:
         if above is not None:
             # A resized value lies between its neighbours, up to rounding.
             near = plane > above - 1e-5 * abs(above)
-            rows = _reached(near.any(dim=1), plane.shape[0], self.size[0])
-            columns = _reached(near.any(dim=0), plane.shape[1], self.size[1])
+            # Both at once: an accelerator is waited for once for each mask.
+            near_rows, near_columns = torch.cat([near.any(dim=1), near.any(dim=0)]).cpu().split(list(plane.shape))
+            rows = _reached(near_rows, plane.shape[0], self.size[0])
+            columns = _reached(near_columns, plane.shape[1], self.size[1])
         low, high, part = _neighbours(*columns, plane.shape[1], self.size[1], plane.device)
         wide = plane[:, low] * (1 - part) + plane[:, high] * part
         step = max(1, _PIECE // max(1, columns[1] - columns[0]))

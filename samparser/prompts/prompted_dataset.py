@@ -180,9 +180,10 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         The items' tensors stacked, (B, ...), those of a tuple one by one, with N the most instances of any of them but
-        at least 1; `instance_valid`: bool (B, N); `prompt_rows`: int64 (P,), where the P valid ones are among the
-        B * N, image by image; `names`: list of B strings. A filled-up instance has an empty mask and a prompt that SAM
-        accepts: the whole input as its box, or a foreground point at its origin.
+        at least 1; `instance_valid`: bool (B, N); `prompt_counts`: list of B numbers, how many are valid;
+        `prompt_rows`: int64 (P,), where the P valid ones are among the B * N; `names`: list of B strings. A filled-up
+        instance has an empty mask and a prompt that SAM accepts: the whole input as its box, or a foreground point at
+        its origin.
     """
     most = max(1, *(len(item["masks"]) for item in items))
     size = items[0]["masks"].shape[-1]
@@ -201,9 +202,9 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
             for row, item in zip(filled, items, strict=True):
                 row[: len(item[key])] = item[key]
             batch[key] = filled
-    counts = torch.tensor([len(item["masks"]) for item in items])
-    batch["instance_valid"] = torch.arange(most)[None, :] < counts[:, None]
-    # Found here, where an accelerator need not be waited for to know how many there are.
+    batch["prompt_counts"] = [len(item["masks"]) for item in items]
+    batch["instance_valid"] = torch.arange(most)[None, :] < torch.tensor(batch["prompt_counts"])[:, None]
+    # Both found here, where an accelerator need not be waited for to know how many there are.
     batch["prompt_rows"] = batch["instance_valid"].flatten().nonzero()[:, 0]
     batch["names"] = [item["name"] for item in items]
     return batch

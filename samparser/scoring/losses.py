@@ -105,25 +105,33 @@ class _Loss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the whole loss and its three terms; compute the gradient as well where the logits need one."""
         height, width = targets.shape[-2:]
-        counted = instance_valid.bool()
-        if pixel_valid is not None and bool(
-            pixel_valid.all() if pixel_valid.dtype == torch.bool else (pixel_valid == 1).all()
+        counted, on_host = instance_valid.bool(), logits.device.type == "cpu"
+        if (
+            pixel_valid is not None
+            and on_host
+            and bool(pixel_valid.all() if pixel_valid.dtype == torch.bool else (pixel_valid == 1).all())
         ):
             pixel_valid = None  # nothing to leave out, which saves a third of the time
         if pixel_valid is not None:
             counted = counted & pixel_valid.flatten(1).any(1)[:, None]
-        chosen = counted.nonzero()
-        scale = 1 / max(len(chosen), 1)
+        chosen, number = _chosen(counted)
+        scale = 1 / number
         gradient = torch.zeros_like(logits) if ctx.needs_input_grad[0] else None
         sums = logits.new_zeros(3)
         for images, rows in (part.unbind(1) for part in chosen.split(max(1, CHUNK_PIXELS // max(1, height * width)))):
             x = logits[images, rows]
+            t = targets[images, rows].to(x.dtype)
+            weight = None if pixel_valid is None else pixel_valid[images]
+            left_out = None if on_host else ~counted[images, rows][:, None, None]
+            if left_out is not None:
+                x, t = x.masked_fill(left_out, 0), t.masked_fill(left_out, 0)
+                weight = None if weight is None else weight.masked_fill(left_out, 1)
             if x.shape[-2:] != (height, width):
                 x = F.interpolate(x[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
-            weight = None if pixel_valid is None else pixel_valid[images]
-            terms, slope = equation.apply(
-                x, targets[images, rows].to(x.dtype), weight, with_gradient=gradient is not None
-            )
+            terms, slope = equation.apply(x, t, weight, with_gradient=gradient is not None)
+            if left_out is not None:
+                terms = terms.masked_fill(left_out.flatten(), 0)
+                slope = None if slope is None else slope.masked_fill_(left_out, 0)
             sums += terms.sum(1)
             if gradient is not None and slope is not None:
                 gradient[images, rows] = _gathered(slope, gradient.shape[-2:]) * scale
@@ -139,6 +147,20 @@ class _Loss(torch.autograd.Function):
             raise RuntimeError("segmentation_loss has no second derivative: call backward without create_graph=True.")
         (gradient,) = ctx.saved_tensors
         return gradient * total, None, None, None, None
+
+
+def _chosen(counted: Tensor) -> tuple[Tensor, Tensor | int]:
+    """Return the places (n, 2) of the instances to compute, image and row, and how many of them count.
+
+    On the CPU they are those that count. To ask an accelerator for these would wait until it has done all that it was
+    given before, so there every instance is computed, and those that do not count are left out of the sums.
+    """
+    if counted.device.type == "cpu":
+        chosen = counted.nonzero()
+        return chosen, max(len(chosen), 1)
+    places = torch.arange(counted.numel(), device=counted.device)
+    rows = max(1, counted.shape[1])
+    return torch.stack([places // rows, places % rows], 1), counted.sum().clamp(min=1)
 
 
 def _gathered(slope: Tensor, size: tuple[int, ...]) -> Tensor:

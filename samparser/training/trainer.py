@@ -58,7 +58,8 @@ def batch_loss(logits: Tensor, batch: dict[str, Any], settings: TrainSettings) -
 
     Args:
         logits: (B, N, h, w), any float type.
-        batch: `masks` (B, N, S, S), `instance_valid` (B, N) and `pixel_valid` (B, S, S).
+        batch: `masks` (B, N, S, S), `instance_valid` (B, N) and `pixel_valid` (B, S, S); and, where it is known,
+            `prompt_counts`, how many of the N are instances of each image, which come first.
         settings: Weight of the focal loss and the resolution to compare at.
     """
     images = [_image_loss(logits[i], batch, i, settings) for i in range(len(logits))]
@@ -69,7 +70,8 @@ def batch_loss(logits: Tensor, batch: dict[str, Any], settings: TrainSettings) -
 
 def _image_loss(logits: Tensor, batch: dict[str, Any], image: int, settings: TrainSettings) -> LossTerms:
     """Average over the instances of one image; rows that pad the batch are left out before anything is scaled."""
-    valid = batch["instance_valid"][image]
+    # A count, where the batch has it, is the host's; which rows are valid an accelerator would have to be asked for.
+    valid = slice(batch["prompt_counts"][image]) if "prompt_counts" in batch else batch["instance_valid"][image]
     logits = logits[valid][None]
     masks, pixel_valid = batch["masks"][image][valid][None], batch["pixel_valid"][image][None]
     if settings.loss_resolution == "logits":
@@ -182,8 +184,8 @@ class SamTrainer(Trainer):
                 logs["coefficient_lr"] = rates["coefficients"]
             logs["learning_rate"] = rates.get("others", logs["learning_rate"])
         if "loss" in logs and self._batches:
-            for name, value in self._terms.items():
-                logs[name] = self.accelerator.reduce(value / self._batches, "mean").item()
+            means = self.accelerator.reduce(torch.stack(list(self._terms.values())) / self._batches, "mean")
+            logs.update(zip(self._terms, means.tolist(), strict=True))
             self._terms, self._batches = {}, 0
         super().log(logs, start_time)
 

@@ -323,8 +323,13 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self._sample = WeightSample.of(self.unmerged_weight)
 
     def train(self, mode: bool = True) -> Any:
-        """Switch between training and evaluation, and look whether the base weight was exchanged meanwhile."""
-        self.follow_copied_weight()
+        """Switch between training and evaluation, and look whether the base weight was exchanged meanwhile.
+
+        Trainers put a model into training mode before each step; an accelerator would be waited for in each, so there
+        only a change of the mode looks.
+        """
+        if mode != self.training or self.base_weight.device.type == "cpu":
+            self.follow_copied_weight()
         return super().train(mode)
 
     @torch.no_grad()

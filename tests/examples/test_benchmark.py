@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from .test_examples import EXAMPLES, run_example
 
@@ -55,6 +56,20 @@ def test_a_device_that_is_not_here_is_refused_before_anything_is_measured(benchm
     with pytest.raises(ValueError, match=r"--device xla: torch .* cannot use it here .* Leave --device out"):
         benchmark("--device", "xla")
     assert capsys.readouterr().out == ""
+
+
+def test_the_benchmark_measures_on_another_device(benchmark, gpu, monkeypatch, capsys):
+    if not torch.cuda.is_available():  # the stand-in has neither a clock nor a memory of its own
+        for name in ("synchronize", "reset_peak_memory_stats"):
+            monkeypatch.setattr(torch.accelerator, name, lambda device: None, raising=False)
+        for name, value in (("memory_allocated", 0), ("max_memory_allocated", 1)):
+            monkeypatch.setattr(torch.accelerator, name, lambda device, value=value: value, raising=False)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a stand-in")
+    parts = ("layers", "mixed", "steps", "lean")
+    benchmark("--rounds", 1, "--step_rounds", 1, "--device", "cuda", "--only", *parts)
+    printed = capsys.readouterr().out
+    assert "wall time" in printed.splitlines()[0]
+    assert "| samparser + decoder, cached projection |" in printed
 
 
 def test_the_benchmark_fills_caches_and_reads_many_entries(benchmark, capsys):
