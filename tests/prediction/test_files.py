@@ -120,7 +120,7 @@ def test_a_box_outside_of_the_last_image_leaves_no_mask_of_the_first(tiny_sam, t
 
 def test_a_file_in_place_of_the_output_folder_or_of_the_prompts_is_named(tiny_sam, tiny_processor, images, tmp_path):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(ValueError, match="out is a file; name a folder"):
+    with pytest.raises(ValueError, match="out is a file; remove it, or name another folder"):
         predict_files(tiny_sam, tiny_processor, [images], tmp_path / "out", grid=2)
     with pytest.raises(FileNotFoundError, match=r"no prompt file .*gone\.json. It must hold"):
         predict_files(tiny_sam, tiny_processor, [images], tmp_path / "new", boxes=tmp_path / "gone.json")
