@@ -4,6 +4,16 @@ from pathlib import Path
 import pytest
 
 from samparser.compare import parse_experiment
+from samparser.methods import METHODS
+
+
+@pytest.fixture(autouse=True)
+def own_methods():
+    """Take back the methods that an experiment's `imports` registered."""
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-from samparser.methods import METHODS
-
 # Two epochs of six images: the process dies after the first checkpoint.
 DIES_AT = 9
 
@@ -44,7 +42,6 @@ def losing(model, dies=1, steps={steps}):
 
 def losing_experiment(content: dict, folder: Path, dies: int = 1) -> Path:
     """Write an experiment file with a row whose process dies so many times, and return where it is."""
-    METHODS.pop("losing", None)  # of another test
     (folder / "losing.py").write_text(_METHOD.format(place=str(folder), steps=DIES_AT))
     content = json.loads(json.dumps(content))
     row = {"method": "losing", "options": {"dies": dies}}

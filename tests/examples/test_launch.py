@@ -1,6 +1,7 @@
 """The files of examples/launch: read by accelerate and bash, and run on two processes that play two machines."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,18 @@ def two_machines(tmp_path):
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
 
     def run(file: str, *words: object) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, **SLURM, "PATH": path, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        # A port of its own: two of these tests may run at a time.
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        environment = {
+            **os.environ,
+            **SLURM,
+            "MASTER_PORT": port,
+            "PATH": path,
+            "HF_HUB_OFFLINE": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
         environment.pop("OMP_NUM_THREADS", None)
         command = ["bash", str(LAUNCH / file), *map(str, words)]
         return subprocess.run(

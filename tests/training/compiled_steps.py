@@ -41,4 +41,5 @@ def main(model_type: str) -> None:
     print(json.dumps({"graphs": len(graphs), "worst": worst}))
 
 
-main(sys.argv[1])
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -35,19 +35,22 @@ def train(model: torch.nn.Module, mine: list[int]) -> torch.nn.Module:
     return model.eval()
 
 
-dist.init_process_group("gloo")
-for method in sys.argv[2:]:
-    whole = train(model_of(method), list(range(PROCESSES)))
-    split = model_of(method)
-    fully_shard(split, mesh=init_device_mesh("cpu", (PROCESSES,)))
-    train(split, [dist.get_rank()])
-    gathered = {name: part.full_tensor() for name, part in split.named_parameters() if part.requires_grad}
-    expected = {name: part for name, part in whole.named_parameters() if part.requires_grad}
-    start = dict(model_of(method).named_parameters())
-    moved = sum(not torch.equal(part, start[name]) for name, part in expected.items())
-    with torch.no_grad():
-        alike = torch.equal(masks(split, 99), masks(whole, 99))
-    same = gathered.keys() == expected.keys() and all(torch.equal(gathered[name], expected[name]) for name in expected)
-    if dist.get_rank() == 0:
-        print(f"{method}: weights {same}, masks {alike}, moved {moved > 0}", flush=True)
-dist.destroy_process_group()
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    for method in sys.argv[2:]:
+        whole = train(model_of(method), list(range(PROCESSES)))
+        split = model_of(method)
+        fully_shard(split, mesh=init_device_mesh("cpu", (PROCESSES,)))
+        train(split, [dist.get_rank()])
+        gathered = {name: part.full_tensor() for name, part in split.named_parameters() if part.requires_grad}
+        expected = {name: part for name, part in whole.named_parameters() if part.requires_grad}
+        start = dict(model_of(method).named_parameters())
+        moved = sum(not torch.equal(part, start[name]) for name, part in expected.items())
+        with torch.no_grad():
+            alike = torch.equal(masks(split, 99), masks(whole, 99))
+        same = gathered.keys() == expected.keys() and all(
+            torch.equal(gathered[name], expected[name]) for name in expected
+        )
+        if dist.get_rank() == 0:
+            print(f"{method}: weights {same}, masks {alike}, moved {moved > 0}", flush=True)
+    dist.destroy_process_group()
