@@ -13,7 +13,7 @@ from transformers import HfArgumentParser
 
 from samparser._words import did_you_mean
 
-from .speaking import speaks_first
+from .speaking import say
 
 
 class ParserExit(SystemExit):
@@ -77,8 +77,7 @@ class SettingsParser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the program with usage and message, which one of several processes says for all."""
-        if speaks_first():
-            super().error(message)
+        say(f"{self.format_usage()}{self.prog}: error: {message}")
         self.exit(2)
 
     def parse(self, arguments: Sequence[str]) -> tuple[Any, ...]:

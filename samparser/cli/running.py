@@ -18,7 +18,7 @@ from samparser._memory import PREDICTION, SCORING, TRAINING
 from samparser._words import printable
 
 from .parser import ParserExit
-from .speaking import lost_another, speaks_first, who
+from .speaking import lost_another, say, who
 
 # What our rooms and the libraries below them raise for input that cannot be; their texts are written for users.
 MISTAKES = (ValueError, OSError, ImportError, RuntimeError, SafetensorError)
@@ -54,8 +54,7 @@ def run(verb: str, arguments: Sequence[str], *, show_traceback: bool = False) ->
     except (Exception, SystemExit) as error:
         if show_traceback:
             raise
-        if speaks_first():
-            print(f"samparser {verb}: error: {printable(explain(error, verb))}{who()}", file=sys.stderr)
+        say(f"samparser {verb}: error: {printable(explain(error, verb))}{who()}")
         return 2
 
 

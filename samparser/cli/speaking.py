@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+from contextlib import suppress
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -17,23 +19,32 @@ def together() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def speaks_first() -> bool:
-    """Tell whether no other process of this run has said yet why it ends; the first to ask is told so, once.
+def say(text: str) -> None:
+    """Print to the standard error why this run ends, unless another process of it has begun to.
 
     Where one process fails, the others lose their connections to it and are then ended by the launcher: what they would
-    say is a consequence. The count is kept in the store by which the processes found each other.
+    say is a consequence. The count is kept in the store by which the processes found each other. Those that stay silent
+    wait until the first has spoken, as a launcher ends all when the first of its processes has ended.
     """
     if together() == 1:
-        return True
+        print(text, file=sys.stderr)
+        return
+    attempt = f"samparser/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     try:
         store = dist.TCPStore(
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=_PATIENCE
         )
-        first: bool = store.add(f"samparser/ended/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
+        first = store.add(f"{attempt}/ended", 1) == 1
     except (KeyError, ValueError, RuntimeError):
         # Better twice than never.
-        return True
-    return first
+        print(text, file=sys.stderr)
+        return
+    with suppress(RuntimeError):  # the store is gone, or the first was ended from outside
+        if first:
+            print(text, file=sys.stderr, flush=True)
+            store.set(f"{attempt}/said", "yes")
+        else:
+            store.wait([f"{attempt}/said"], _PATIENCE)
 
 
 def who() -> str:

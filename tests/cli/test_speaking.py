@@ -1,4 +1,5 @@
 import socket
+import threading
 
 import pytest
 import torch.distributed as dist
@@ -23,7 +24,20 @@ def test_the_first_process_to_fail_says_why_and_the_others_say_nothing(two_proce
     assert f"(process 1 of 2, on {socket.gethostname()}; it ends the others)" in said
     # The launcher has started all processes anew.
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert [speaking.speaks_first(), speaking.speaks_first()] == [True, False]
+    for text in ("first", "second"):
+        speaking.say(text)
+    assert capsys.readouterr().err == "first\n"
+
+
+def test_who_is_silent_stays_until_the_first_has_spoken(two_processes, monkeypatch):
+    assert two_processes.add("samparser/0/ended", 1) == 1  # another process, which has not spoken yet
+    silent = threading.Thread(target=speaking.say, args=("a consequence",), daemon=True)
+    silent.start()
+    silent.join(0.3)
+    assert silent.is_alive()
+    two_processes.set("samparser/0/said", "yes")
+    silent.join(5)
+    assert not silent.is_alive()
 
 
 def test_a_mistake_that_argparse_finds_is_told_once_too(two_processes, capsys):
@@ -34,14 +48,15 @@ def test_a_mistake_that_argparse_finds_is_told_once_too(two_processes, capsys):
     assert capsys.readouterr().err.count("invalid float value: 'many'") == 1
 
 
-def test_where_the_launcher_is_gone_every_process_speaks(two_processes, monkeypatch):
+def test_where_the_launcher_is_gone_every_process_speaks(two_processes, monkeypatch, capsys):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
     monkeypatch.setattr(speaking, "_PATIENCE", speaking.timedelta(seconds=0.2))
-    assert speaking.speaks_first()
+    speaking.say("one")
     monkeypatch.delenv("MASTER_ADDR")
-    assert speaking.speaks_first()
+    speaking.say("another")
+    assert capsys.readouterr().err == "one\nanother\n"
 
 
 def test_a_broken_connection_is_told_as_what_it_means(two_processes, monkeypatch):
