@@ -54,7 +54,8 @@ def two_machines(tmp_path):
     """Runs a file for Slurm on two machines of one process each."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    scontrol = "#!/bin/bash\nprintf '127.0.0.1\\nother\\n'\n"
+    # The second name comes late, as of many machines: what reads the first alone must not end the job by that.
+    scontrol = "#!/bin/bash\necho 127.0.0.1\nsleep 0.2\necho other\n"
     for name, text in (
         ("srun", SRUN),
         ("scontrol", scontrol),
